@@ -1,0 +1,25 @@
+.PHONY: help demo test check bench
+PYTHON ?= python3
+BIN := .venv/bin
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: .venv/installed ## the whole story on an embedded default: train, poison, fit, serve, attack, report
+	$(BIN)/guard demo --report report
+
+test: .venv/installed ## the tests
+	$(BIN)/python -m pytest
+
+check: .venv/installed ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: .venv/installed ## what the twin costs: original pass against both, per type and mode
+	$(BIN)/python -m benchmarks.twin_cost
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@

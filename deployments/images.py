@@ -1,0 +1,87 @@
+"""From the bytes of a PNG, JPEG or WebP file to the tensor that the model takes.
+
+The size is read from the header and checked before a pixel is decoded. An image is turned upright by its EXIF tag,
+converted to RGB (or grey, for a model of one channel; transparency is dropped, of an animation the first frame
+stays), and resized to the model's height and width, whatever its shape, with an antialiased bilinear filter.
+"""
+
+from __future__ import annotations
+
+import io
+from email.message import Message
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from deployments.errors import BadRequest, TooLarge, UnfitTensor, UnknownMedia
+from guard.types import InputSpec
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp")
+PILLOW_MODES = {1: "L", 3: "RGB"}
+
+
+def decode(data: bytes, spec: InputSpec, *, max_pixels: int, field: str = "image") -> NDArray[np.float32]:
+    """One image file as float32 [C, H, W] in [0, 1]. ``field`` names it in errors."""
+    if spec.channels not in PILLOW_MODES:
+        raise UnknownMedia(
+            f"{field}: this model takes {spec.channels} channels, a file has 1 or 3: send a tensor to /v2/…/infer",
+            field=field,
+        )
+    image = _open(data, max_pixels, field)
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if "transparency" in upright.info:
+            upright = upright.convert("RGBA")
+        pixels = upright.convert(PILLOW_MODES[spec.channels])
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BadRequest(
+            f"{field}: the {image.format} file is truncated or damaged: send the whole file", field=field
+        ) from error
+    if pixels.size != (spec.width, spec.height):
+        pixels = pixels.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
+    array = np.asarray(pixels, dtype=np.float32) / np.float32(255)
+    return array[None] if spec.channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def _open(data: bytes, max_pixels: int, field: str) -> Image.Image:
+    """The image with its header read and nothing decoded."""
+    if not data:
+        raise BadRequest(f"{field}: empty: send the bytes of a PNG, JPEG or WebP file", field=field)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise UnknownMedia(f"{field}: not a PNG, JPEG or WebP file", field=field) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooLarge(f"{field}: more than the {max_pixels} pixels that this server decodes", field=field) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BadRequest(f"{field}: the header of the image file is damaged", field=field) from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise TooLarge(
+            f"{field}: {width}×{height} pixels, more than the {max_pixels} that this server decodes: scale it down",
+            field=field,
+        )
+    if image.mode.startswith(("I", "F")):
+        raise UnfitTensor(f"{field}: {image.mode} pixels: convert the file to 8 bits a channel", field=field)
+    return image
+
+
+def parts(body: bytes, content_type: str) -> list[bytes]:
+    """The payloads of a multipart/form-data body (RFC 7578), in order."""
+    header = Message()
+    header["content-type"] = content_type
+    boundary = header.get_param("boundary")
+    if not isinstance(boundary, str) or not boundary:
+        raise BadRequest("content-type: multipart without a boundary", field="content-type")
+    pieces = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("latin-1", "replace"))
+    if len(pieces) < 2 or not pieces[-1].startswith(b"--"):
+        raise BadRequest("body: the multipart body does not end with its boundary: send all of it", field="body")
+    found = []
+    for piece in pieces[1:-1]:
+        _, blank, payload = piece.partition(b"\r\n\r\n")
+        if not blank:
+            raise BadRequest("body: a part of the multipart body has no blank line after its headers", field="body")
+        found.append(payload)
+    return found

@@ -1,0 +1,198 @@
+"""The artifact: a folder with all that serving needs, whole or absent, and refused with a sentence.
+
+::
+
+    manifest.json        what it is, for whom, how good; sizes and SHA-256 of the other files
+    program.pt2          the captured classifier (torch.export)
+    tensors.safetensors  the corrections, "<site>.<name>"
+
+Loading runs no code from the folder but torch.export's own loader.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from guard.capture import Captured, fingerprint, from_program
+from guard.corrections import CORRECTIONS, Clip
+from guard.detector import Guard
+from guard.errors import ArtifactDamaged, ArtifactMismatch, BadArtifact
+from guard.null import NullLaw, law_from_json
+from guard.twin import build_twin
+from guard.types import InputSpec
+
+FORMAT = "backdoor-guard"
+FORMAT_VERSION = 1
+MANIFEST, PROGRAM, TENSORS = "manifest.json", "program.pt2", "tensors.safetensors"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a fit gives. corrections: site index → correction. manifest: JSON-able, without the files' digests."""
+
+    captured: Captured
+    corrections: dict[int, Clip]
+    law: NullLaw
+    manifest: dict[str, Any]
+
+    def guard(self, device: str | torch.device | None = None) -> Guard:
+        """The guard, ready to be called; ``device`` None: where the classifier was captured."""
+        twin = build_twin(self.captured, self.corrections)
+        dtype = self.manifest["settings"]["dtype"]
+        return Guard(twin, self.law, self.manifest, dtype=dtype, device=device or self.captured.device)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write the folder beside its place and rename it.
+
+        Raises:
+            BadArtifact: the place is taken, and is no artifact or ``overwrite`` is off.
+        """
+        target = Path(path)
+        taken = target.exists()
+        if taken and not overwrite:
+            raise BadArtifact(f"out: {target} exists; choose another folder, or allow overwriting it.", field="out")
+        if taken and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
+            raise BadArtifact(f"out: {target} exists and is no artifact; it is left alone.", field="out")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            torch.export.save(self.captured.program, draft / PROGRAM)
+            tensors = {
+                f"{index}.{name}": tensor.cpu().contiguous()
+                for index, correction in self.corrections.items()
+                for name, tensor in correction.tensors().items()
+            }
+            save_file(tensors, draft / TENSORS)
+            manifest = {
+                **self.manifest,
+                "corrections": {str(index): correction.kind for index, correction in self.corrections.items()},
+                "files": {name: _digest(draft / name) for name in (PROGRAM, TENSORS)},
+            }
+            (draft / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+            draft.chmod(0o755)
+            _swap(draft, target)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        return target
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    model: nn.Module | None = None,
+    device: str | torch.device = "cpu",
+) -> Guard:
+    """Load an artifact as a guard.
+
+    Args:
+        path: the folder. model: if given, the artifact must have been made for just these weights.
+        device: where to run.
+
+    Raises:
+        ArtifactDamaged: a file is missing, truncated or altered.
+        ArtifactMismatch: another format version, or another model.
+        BadArtifact: the folder is no artifact.
+    """
+    return load_artifact(path, model=model, device=device).guard(device)
+
+
+def load_artifact(
+    path: str | os.PathLike[str], *, model: nn.Module | None = None, device: str | torch.device = "cpu"
+) -> Artifact:
+    """`load`, as an artifact."""
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    for name in (PROGRAM, TENSORS):
+        expected = manifest["files"].get(name)
+        if not (folder / name).is_file():
+            raise ArtifactDamaged(f"artifact: {folder / name} is missing. Fit or copy the artifact again.")
+        found = _digest(folder / name)
+        if found != expected:
+            raise ArtifactDamaged(
+                f"artifact: {folder / name} is not what the manifest says ({found['bytes']} bytes, expected "
+                f"{expected['bytes'] if expected else 'none'}; SHA-256 {found['sha256'][:12]}…). It was truncated or "
+                "altered: fit or copy the artifact again."
+            )
+    if model is not None and fingerprint(model.state_dict()) != manifest["fingerprint"]:
+        raise ArtifactMismatch(
+            f"artifact: {folder} was made for another model (fingerprint {manifest['fingerprint'][:12]}…). "
+            "Fit the guard again for this one."
+        )
+    try:
+        program = torch.export.load(folder / PROGRAM)
+    except Exception as error:
+        raise ArtifactMismatch(
+            f"artifact: this torch {torch.__version__} cannot read {folder / PROGRAM}, written with "
+            f"{manifest.get('versions', {}).get('torch')}: {error}"
+        ) from error
+    if torch.device(device).type != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, str(device))
+    captured = from_program(program, InputSpec.from_json(manifest["input"]))
+    if captured.fingerprint() != manifest["fingerprint"]:
+        raise ArtifactMismatch(f"artifact: {folder / PROGRAM} holds other weights than the manifest names.")
+    corrections = {}
+    with safe_open(folder / TENSORS, framework="pt") as file:
+        for index, kind in manifest["corrections"].items():
+            if kind not in CORRECTIONS:
+                raise ArtifactMismatch(f"artifact: unknown correction {kind!r}; known are {', '.join(CORRECTIONS)}.")
+            own = [key for key in file.keys() if key.startswith(f"{index}.")]  # noqa: SIM118 - not a dict
+            found_tensors = {key.removeprefix(f"{index}."): file.get_tensor(key) for key in own}
+            corrections[int(index)] = CORRECTIONS[kind].from_tensors(found_tensors, captured.sites[int(index)])
+    return Artifact(captured, corrections, law_from_json(manifest["null"]), manifest)
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of an artifact of this format version.
+
+    Raises:
+        BadArtifact, ArtifactDamaged, ArtifactMismatch: see `load`.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise BadArtifact(f"artifact: {folder} has no {MANIFEST}; it is no artifact of `guard fit`.", field="artifact")
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise ArtifactDamaged(f"artifact: {path} is no JSON: {error}. Fit or copy the artifact again.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise BadArtifact(f"artifact: {path} is no manifest of {FORMAT}.", field="artifact")
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise ArtifactMismatch(
+            f"artifact: {folder} has format version {manifest.get('format_version')}; this guard reads version "
+            f"{FORMAT_VERSION}. Fit it again, or use the version of the guard that made it."
+        )
+    needed = ("method", "created_at", "fingerprint", "input", "classes", "settings", "null", "threshold", "files")
+    missing = [key for key in (*needed, "corrections") if key not in manifest]
+    if missing:
+        raise ArtifactDamaged(f"artifact: {path} lacks {', '.join(missing)}. Fit or copy the artifact again.")
+    return manifest
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _swap(draft: Path, target: Path) -> None:
+    """Rename the draft to its place; an artifact that is there goes only once the new one is complete."""
+    if target.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+        target.rename(old / target.name)
+        draft.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        draft.rename(target)

@@ -1,0 +1,66 @@
+"""Options that several commands share, and how their values are read and written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def numbers(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"expected numbers separated by commas, got {value!r}") from None
+
+
+def size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    sides = numbers(ctx, parameter, value)
+    if sides is None:
+        return None
+    if len(sides) != 2 or any(side < 1 or side != int(side) for side in sides):
+        raise click.BadParameter(f"expected HEIGHT,WIDTH, got {value!r}")
+    return int(sides[0]), int(sides[1])
+
+
+def target(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Any:
+    if value is None or value == "all2all":
+        return value
+    if not value.isdecimal():
+        raise click.BadParameter(f"expected a class index or all2all, got {value!r}")
+    return int(value)
+
+
+Option = Callable[[Callable[..., Any]], Callable[..., Any]]
+size_option: Option = click.option("--size", callback=size, metavar="H,W", help="Resize images of DATA to this size.")
+json_option: Option = click.option(
+    "--json", "json_path", metavar="FILE", help="Write the figures as JSON; - for standard output."
+)
+device_option: Option = click.option(
+    "--device", default=None, help="cpu, cuda, cuda:1 …  [default: cuda if there is one]"
+)
+
+
+def pick_device(name: str | None) -> str:
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise click.BadParameter(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return name
+
+
+def write_json(value: dict[str, Any], path: str) -> None:
+    text = json.dumps(value, indent=2) + "\n"
+    if path == "-":
+        click.echo(text, nl=False)
+    else:
+        Path(path).write_text(text)

@@ -1,0 +1,101 @@
+"""Settings of a fit: values that check themselves when they are built."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from guard.errors import BadSetting
+from guard.null import LAWS
+
+BOUNDS = ("quantile", "learned")
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low < value < high:
+        raise BadSetting(f"{name}: expected a number between {low:g} and {high:g}, got {value!r}.", field=name)
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise BadSetting(f"{name}: expected a whole number of at least {least}, got {value!r}.", field=name)
+
+
+@dataclass(frozen=True)
+class LearningSettings:
+    """How MMAC learns bounds (paper 2308.04617, Algorithm 1; see `guard.methods.mmac.learn_bounds`).
+
+    steps: descent steps (T_max). batch: clean images a step. learning_rate: of Adam, in units of each channel's
+    spread over the clean set. accuracy: π, the share of the original's accuracy on the clean set to be kept.
+    weight: λ at the start. weight_factor: α. weight_every: steps between changes of λ.
+    surrogates: J, margin maxima a class. ascent_steps, ascent_step_size: of the margin maximisation.
+    refresh: T, steps between new margin maxima. classes: classes drawn at each refresh; the cost is linear in it.
+    """
+
+    steps: int = 60
+    batch: int = 125
+    learning_rate: float = 0.02
+    accuracy: float = 0.95
+    weight: float = 0.1
+    weight_factor: float = 1.2
+    weight_every: int = 5
+    surrogates: int = 5
+    ascent_steps: int = 30
+    ascent_step_size: float = 0.1
+    refresh: int = 30
+    classes: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "weight_every", "surrogates", "ascent_steps", "refresh"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("batch", self.batch, 2)
+        _at_least("classes", self.classes, 2)
+        _between("accuracy", self.accuracy, 0.0, 1.0)
+        _between("learning_rate", self.learning_rate, 0.0, 10.0)
+        _between("weight", self.weight, 0.0, 1e6)
+        _between("weight_factor", self.weight_factor, 1.0, 100.0)
+        _between("ascent_step_size", self.ascent_step_size, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """What `guard.fit` does.
+
+    fpr: θ, the nominal false-positive rate; a p-value below it flags. null: the law of the score on clean images.
+    bounds: "quantile" (one pass over the clean set) or "learned" (MMAC). quantile: of each channel's spatial
+    maximum over the clean set; where learned bounds start, too. folds: of the cross-fit. start: the first site
+    that is corrected, as a share of the sites; later is cheaper and repairs less. dtype: "float32" or "bfloat16",
+    for calibration and serving alike. batch_size: images a forward pass. seed: of every random draw.
+    min_accuracy: the model's least accuracy on the clean set; None asks for clearly better than chance.
+    """
+
+    fpr: float = 0.005
+    null: str = "exponential"
+    bounds: str = "quantile"
+    quantile: float = 0.95
+    folds: int = 5
+    start: float = 0.0
+    dtype: str = "float32"
+    batch_size: int = 64
+    seed: int = 0
+    min_accuracy: float | None = None
+    learning: LearningSettings = field(default_factory=LearningSettings)
+
+    def __post_init__(self) -> None:
+        _between("fpr", self.fpr, 0.0, 0.5)
+        _between("quantile", self.quantile, 0.0, 1.0)
+        _at_least("folds", self.folds, 2)
+        _at_least("batch_size", self.batch_size, 1)
+        _at_least("seed", self.seed, 0)
+        for name, options in (("null", tuple(LAWS)), ("bounds", BOUNDS), ("dtype", ("float32", "bfloat16"))):
+            if getattr(self, name) not in options:
+                raise BadSetting(
+                    f"{name}: expected one of {', '.join(options)}; got {getattr(self, name)!r}.", field=name
+                )
+        if not 0.0 <= self.start < 1.0:
+            raise BadSetting(f"start: expected a share from 0 to below 1, got {self.start!r}.", field="start")
+        if self.min_accuracy is not None:
+            _between("min_accuracy", self.min_accuracy, 0.0, 1.0)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)

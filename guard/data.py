@@ -1,0 +1,241 @@
+"""Data doors: images and labels from where people keep them, checked before anything is computed on them.
+
+- ``FILE.npz`` with ``x`` (uint8, or float32 in [0, 1]; N×C×H×W or N×H×W×C) and ``y`` (int, [N])
+- a folder of class folders with images (classes in the order of their names)
+- ``torchvision:DATASET:ROOT[:SPLIT]``, for instance ``torchvision:CIFAR10:/data:test`` (never downloads)
+"""
+
+from __future__ import annotations
+
+import inspect
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from guard.errors import BadData
+from guard.types import InputSpec
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+@dataclass(frozen=True)
+class Data:
+    """images: uint8 or float32 in [0, 1], [N, C, H, W]. labels: int64 [N]. classes: names, if the source has any."""
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...] | None
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def first(self, per_class: int) -> Data:
+        """The first ``per_class`` images of each class, in the order of the file."""
+        chosen = (
+            torch.cat([(self.labels == c).nonzero()[:per_class, 0] for c in torch.unique(self.labels)]).sort().values
+        )
+        return Data(self.images[chosen], self.labels[chosen], self.classes, self.source)
+
+
+def as_float(images: Tensor) -> Tensor:
+    """uint8 images as float32 in [0, 1]; float images as they are."""
+    return images.float() / 255.0 if images.dtype == torch.uint8 else images.float()
+
+
+def batches(images: Tensor, size: int) -> Iterator[Tensor]:
+    """Float32 batches [≤ size, C, H, W] in order."""
+    for start in range(0, len(images), size):
+        yield as_float(images[start : start + size])
+
+
+def load_data(source: str, *, size: tuple[int, int] | None = None) -> Data:
+    """Open DATA as the command line names it.
+
+    Args:
+        source: see the module's docstring. size: (height, width) that images of a folder or a torchvision
+            dataset are resized to (bilinear, antialiased); None wants them all of one size.
+
+    Raises:
+        BadData: what was found instead, and the remedy.
+    """
+    if source.startswith("torchvision:"):
+        return _torchvision(source, size)
+    path = Path(source)
+    if path.is_dir():
+        return _folder(path, size)
+    if path.suffix == ".npz":
+        return _npz(path)
+    raise BadData(
+        f"data: {source!r} is neither an .npz file, a folder of class folders, nor torchvision:DATASET:ROOT[:SPLIT].",
+        field="data",
+    )
+
+
+def check_images(given: Any, spec: InputSpec | None = None) -> Tensor:
+    """Images as a tensor [N, C, H, W], uint8 or float32 in [0, 1], of the model's shape if ``spec`` is given.
+
+    Raises:
+        BadData: wrong type, rank, range or shape; values that are not finite; no images.
+    """
+    images = torch.from_numpy(given) if isinstance(given, np.ndarray) else given
+    if not isinstance(images, Tensor):
+        raise BadData(f"images: expected a tensor [N, C, H, W], got {type(images).__name__}.", field="images")
+    if images.ndim != 4:
+        raise BadData(f"images: expected shape [N, C, H, W], got {list(images.shape)}.", field="images")
+    if len(images) == 0:
+        raise BadData("images: expected at least one image, got none.", field="images")
+    if spec is not None and tuple(images.shape[1:]) != spec.shape:
+        raise BadData(
+            f"images: the model takes C×H×W = {'×'.join(map(str, spec.shape))}, "
+            f"got {'×'.join(map(str, images.shape[1:]))}. Resize the images, or reorder them to channels first.",
+            field="images",
+        )
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise BadData(f"images: expected uint8 or float32 in [0, 1], got {images.dtype}.", field="images")
+    images = images.float()
+    low, high = float(images.min()), float(images.max())
+    if not (torch.isfinite(images).all()):
+        raise BadData("images: some values are NaN or infinite.", field="images")
+    if low < 0.0 or high > 1.0:
+        raise BadData(
+            f"images: expected float values in [0, 1], got {low:.3g} to {high:.3g}. Give raw pixels: uint8, or divided "
+            "by 255; normalisation belongs to the model (--mean and --std).",
+            field="images",
+        )
+    return images
+
+
+def check_labels(given: Any, count: int, classes: int | None = None) -> Tensor:
+    """Labels as int64 [count], each from 0 to ``classes`` − 1.
+
+    Raises:
+        BadData: wrong type, length or range.
+    """
+    labels = torch.as_tensor(np.asarray(given)) if isinstance(given, (np.ndarray, list, tuple)) else given
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+        shape = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise BadData(f"labels: expected integers of shape [N], got {shape}.", field="labels")
+    if len(labels) != count:
+        raise BadData(f"labels: expected {count}, one an image, got {len(labels)}.", field="labels")
+    labels = labels.long()
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or (classes is not None and high >= classes):
+        raise BadData(
+            f"labels: the model has {classes} classes, so labels go from 0 to {(classes or 1) - 1}; "
+            f"got {low} to {high}.",
+            field="labels",
+        )
+    return labels
+
+
+def _npz(path: Path) -> Data:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [key for key in ("x", "y") if key not in archive]
+            if missing:
+                raise BadData(
+                    f"data: {path} has no array {' and no array '.join(missing)}; it holds {sorted(archive)}. "
+                    "Expected x (images) and y (labels).",
+                    field="data",
+                )
+            x, y = archive["x"], archive["y"]
+    except FileNotFoundError:
+        raise BadData(f"data: there is no file {path}.", field="data") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise BadData(f"data: {path} cannot be read as .npz: {error}.", field="data") from error
+    if x.ndim == 4 and x.shape[1] not in MODES and x.shape[3] in MODES:
+        x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+    images = check_images(x)
+    return Data(images, check_labels(y, len(images)), None, str(path))
+
+
+def _folder(path: Path, size: tuple[int, int] | None) -> Data:
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
+    if len(folders) < 2:
+        raise BadData(
+            f"data: {path} holds {len(folders)} class folders; expected one folder a class with images in it.",
+            field="data",
+        )
+    arrays, labels = [], []
+    for label, folder in enumerate(folders):
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+        if not files:
+            raise BadData(
+                f"data: the class folder {folder} holds no image ({', '.join(sorted(SUFFIXES))}).", field="data"
+            )
+        for file in files:
+            try:
+                with Image.open(file) as image:
+                    arrays.append((str(file), _pixels(image.convert("RGB"), size)))
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                raise BadData(f"data: {file} cannot be decoded: {error}.", field="data") from error
+            labels.append(label)
+    return Data(_stack(arrays), torch.tensor(labels), tuple(folder.name for folder in folders), str(path))
+
+
+def _torchvision(source: str, size: tuple[int, int] | None) -> Data:
+    import torchvision
+
+    parts = source.split(":", 3)
+    if len(parts) < 3:
+        raise BadData(f"data: expected torchvision:DATASET:ROOT[:SPLIT], got {source!r}.", field="data")
+    name, root, split = parts[1], parts[2], parts[3] if len(parts) > 3 else "test"
+    factory: Any = getattr(torchvision.datasets, name, None)
+    if not isinstance(factory, type):
+        raise BadData(f"data: torchvision has no dataset {name!r}.", field="data")
+    accepted = inspect.signature(factory).parameters
+    options: dict[str, Any] = {}
+    if "train" in accepted:
+        if split not in ("train", "test"):
+            raise BadData(f"data: the split of {name} is train or test, got {split!r}.", field="data")
+        options["train"] = split == "train"
+    elif "split" in accepted:
+        options["split"] = split
+    dataset: Any
+    try:
+        dataset = factory(root, **options)
+        arrays = []
+        labels = []
+        for index in range(len(dataset)):
+            image, label = dataset[index]
+            arrays.append((f"image {index}", _pixels(image, size)))
+            labels.append(label)
+    except (RuntimeError, OSError, ValueError, TypeError, AttributeError) as error:
+        raise BadData(f"data: {source} cannot be read: {error}. Nothing is downloaded here.", field="data") from error
+    names = getattr(dataset, "classes", None)
+    images = _stack(arrays)
+    classes = tuple(str(name) for name in names) if isinstance(names, Sequence) else None
+    return Data(images, check_labels(labels, len(images)), classes, source)
+
+
+def _pixels(image: Image.Image, size: tuple[int, int] | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """uint8 [C, H, W]."""
+    if image.mode not in MODES.values():
+        image = image.convert("RGB")
+    if size is not None and image.size != (size[1], size[0]):
+        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    array = np.asarray(image, dtype=np.uint8)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def _stack(arrays: list[tuple[str, np.ndarray[Any, np.dtype[np.uint8]]]]) -> Tensor:
+    first = arrays[0][1].shape
+    for name, array in arrays:
+        if array.shape != first:
+            raise BadData(
+                f"data: {name} is {array.shape[2]}×{array.shape[1]} with {array.shape[0]} channels, the first image "
+                f"{first[2]}×{first[1]} with {first[0]}. Give --size HEIGHT,WIDTH to resize them all.",
+                field="data",
+            )
+    return torch.from_numpy(np.stack([array for _, array in arrays]))

@@ -1,0 +1,65 @@
+"""One network with a planted backdoor, trained once in seconds, and what is fitted on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import networks
+import pytest
+import torch
+from networks import Images
+from torch import nn
+
+import guard
+from guard.artifact import Artifact
+from guard.capture import Captured, capture
+from guard.data import Data
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Images:
+    """All images: 1,000 to train on, 250 to fit on, 547 to evaluate on."""
+    return networks.digit_images()
+
+
+@pytest.fixture(scope="session")
+def victim(digits: Images) -> nn.Module:
+    """The backdoored network, in eval mode. Do not change it."""
+    return networks.backdoored(Images(digits.images[:1000], digits.labels[:1000]))
+
+
+@pytest.fixture(scope="session")
+def clean(digits: Images) -> Data:
+    """The clean set D: 250 images."""
+    return Data(digits.images[1000:1250], digits.labels[1000:1250], None, "digits")
+
+
+@pytest.fixture(scope="session")
+def unseen(digits: Images) -> Data:
+    """547 images for evaluation."""
+    return Data(digits.images[1250:], digits.labels[1250:], None, "digits")
+
+
+@pytest.fixture(scope="session")
+def attacked(unseen: Data) -> Data:
+    """The same with the trigger, and their true classes."""
+    return Data(networks.triggered(unseen.images), unseen.labels, None, "triggered digits")
+
+
+@pytest.fixture(scope="session")
+def captured(victim: nn.Module) -> Captured:
+    return capture(victim, (3, 16, 16))
+
+
+@pytest.fixture(scope="session")
+def artifact(victim: nn.Module, clean: Data) -> Artifact:
+    """A fit with default settings. Do not change it."""
+    return guard.fit(victim, clean.images, clean.labels)
+
+
+@pytest.fixture(scope="session")
+def saved(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The artifact on disk. Copy it before you damage it."""
+    return artifact.save(tmp_path_factory.mktemp("artifacts") / "digits")

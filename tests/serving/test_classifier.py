@@ -1,0 +1,221 @@
+"""Queue, networks, policy and counters together, around a guard that can be worked out by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+
+import numpy as np
+import pytest
+
+from deployments.errors import NoVerdict, PassFailed, QueueFull
+
+
+def serve(classifier, scenario):
+    """Run ``scenario(classifier)`` between start and close."""
+
+    async def main():
+        await classifier.start()
+        try:
+            return await asyncio.wait_for(scenario(classifier), 10)
+        finally:
+            await classifier.close()
+
+    return asyncio.run(main())
+
+
+async def ask(classifier, images):
+    with classifier.visit() as live:
+        return await classifier.infer(images, live)
+
+
+async def ask_together(classifier, *requests):
+    """All requests in one batch: they gather behind a first one that is held."""
+    classifier.guard.gate.clear()
+    first = asyncio.create_task(ask(classifier, requests[0][:1] * 0))
+    await asyncio.sleep(0.02)
+    tasks = [asyncio.create_task(ask(classifier, images)) for images in requests]
+    await asyncio.sleep(0.02)
+    classifier.guard.gate.set()
+    await first
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def test_a_batch_gives_every_request_its_own_rows(make_classifier, clean, triggered) -> None:
+    """Requests of different sizes that run as one batch get the answers that they would get alone."""
+    classifier = make_classifier(mode="flag", expose_scores=True)
+    requests = [clean, np.concatenate([triggered, clean]), triggered]
+    answers = serve(classifier, lambda c: ask_together(c, *requests))
+    assert classifier.guard.batches[-1] == 4
+    assert [a.flagged.tolist() for a in answers] == [[False], [True, False], [True]]
+    assert [a.corrected_label.tolist() for a in answers] == [[0], [1, 0], [1]]
+    assert answers[2].score.tolist() == pytest.approx([7.0], abs=1e-5)
+    assert answers[2].p_value.tolist() == pytest.approx([math.exp(-7)], rel=1e-4)
+
+
+def test_one_bad_request_fails_alone(make_classifier, count, clean, triggered, paint) -> None:
+    """When the network raises for one request of a batch, that one fails and the others are answered and counted."""
+    classifier = make_classifier(mode="flag")
+    classifier.guard.fail["original"] = 0.7
+    good, bad, flagged = serve(classifier, lambda c: ask_together(c, clean, paint(0.7, 0, 0), triggered))
+    assert good.label.tolist() == [0]
+    assert flagged.flagged.tolist() == [True]
+    assert isinstance(bad, PassFailed)
+    assert count("guard_requests_total", mode="flag", verdict="error") == 1
+    assert count("guard_requests_total", mode="flag", verdict="clean") == 2
+    assert count("guard_requests_total", mode="flag", verdict="flagged") == 1
+    assert count("guard_failures_total", stage="original", outcome="closed") == 1
+
+
+@pytest.mark.parametrize("stage", ["corrected", "statistic"])
+def test_open_answers_without_a_verdict(make_classifier, count, paint, stage) -> None:
+    """If a later stage fails and on_failure is open, the original's answer leaves and says that it is unguarded."""
+    classifier = make_classifier(mode="correct", on_failure="open")
+    classifier.guard.fail[stage] = 0.7
+    answer = serve(classifier, lambda c: ask(c, paint(0.7, 0.1, 0)))
+    assert answer.label.tolist() == [0]
+    assert answer.flagged is None
+    assert answer.unguarded
+    assert count("guard_failures_total", stage=stage, outcome="open") == 1
+    assert count("guard_requests_total", mode="correct", verdict="error") == 1
+    assert count("guard_inputs_total", verdict="error") == 1
+
+
+@pytest.mark.parametrize("stage", ["corrected", "statistic"])
+def test_closed_refuses_without_a_verdict(make_classifier, count, paint, stage) -> None:
+    """If a later stage fails and on_failure is closed, the request is refused, and counted once."""
+    classifier = make_classifier(mode="flag", on_failure="closed")
+    classifier.guard.fail[stage] = 0.7
+    with pytest.raises(NoVerdict, match=stage):
+        serve(classifier, lambda c: ask(c, paint(0.7, 0.1, 0)))
+    assert count("guard_failures_total", stage=stage, outcome="closed") == 1
+    assert count("guard_requests_total", mode="flag", verdict="error") == 1
+
+
+def test_a_late_verdict_is_a_failed_one(make_classifier, count, clean, monkeypatch) -> None:
+    """A corrected network that exceeds its deadline leaves the request unguarded, and the next ones are answered."""
+    classifier = make_classifier(mode="flag", corrected_deadline_s=0.05)
+
+    async def scenario(c):
+        prompt = c.guard.corrected
+        monkeypatch.setattr(c.guard, "corrected", lambda frontier: time.sleep(0.2) or prompt(frontier))
+        late = await ask(c, clean)
+        monkeypatch.setattr(c.guard, "corrected", prompt)
+        return late, await ask(c, clean)
+
+    late, prompt = serve(classifier, scenario)
+    assert late.unguarded
+    assert not prompt.unguarded
+    assert count("guard_failures_total", stage="corrected", outcome="open") == 1
+
+
+def test_observe_answers_before_the_second_pass(make_classifier, count, triggered, monkeypatch) -> None:
+    """In observe mode the answer does not wait for the corrected network, and the verdict still reaches the metrics."""
+    classifier = make_classifier(mode="observe")
+
+    async def scenario(c):
+        prompt = c.guard.corrected
+        monkeypatch.setattr(c.guard, "corrected", lambda frontier: time.sleep(0.2) or prompt(frontier))
+        started = time.perf_counter()
+        answer = await ask(c, triggered)
+        return answer, time.perf_counter() - started
+
+    answer, seconds = serve(classifier, scenario)
+    assert answer.flagged is None
+    assert answer.label.tolist() == [0]
+    assert seconds < 0.15
+    assert count("guard_requests_total", mode="observe", verdict="flagged") == 1
+    assert count("guard_flagged_total", predicted_class="ant") == 1
+
+
+@pytest.mark.parametrize(("mode", "corrected", "rejected"), [("flag", 0, 0), ("reject", 0, 2), ("correct", 2, 0)])
+def test_the_counters_tell_what_was_done(make_classifier, count, clean, triggered, mode, corrected, rejected) -> None:
+    """Two flagged images and a clean one in two requests: every counter has the value counted by hand."""
+    classifier = make_classifier(mode=mode)
+
+    async def scenario(c):
+        await ask(c, np.concatenate([triggered, clean, triggered]))
+        await ask(c, clean)
+
+    serve(classifier, scenario)
+    assert count("guard_requests_total", mode=mode, verdict="flagged") == 1
+    assert count("guard_requests_total", mode=mode, verdict="clean") == 1
+    assert count("guard_requests_total", mode=mode, verdict="error") == 0
+    assert count("guard_inputs_total", verdict="flagged") == 2
+    assert count("guard_inputs_total", verdict="clean") == 2
+    assert count("guard_flagged_total", predicted_class="ant") == 2
+    assert count("guard_corrected_total") == corrected
+    assert count("guard_rejected_total") == rejected
+    assert count("guard_score_count") == 4
+    assert count("guard_score_bucket", le="0.5") == 2
+    assert count("guard_p_value_sum") == pytest.approx(2 + 2 * math.exp(-7), abs=1e-4)
+    for stage in ("queue", "original", "corrected", "statistic"):
+        assert count("guard_stage_seconds_count", stage=stage) == 2
+
+
+def test_shedding_is_an_error_that_is_counted(make_classifier, count, clean) -> None:
+    """A request beyond the queue's capacity is refused at once, and counts as an error."""
+    classifier = make_classifier(mode="flag", limits={"queued_images": 1})
+
+    async def scenario(c):
+        c.guard.gate.clear()
+        tasks = []
+        for _ in range(2):
+            tasks.append(asyncio.create_task(ask(c, clean)))
+            await asyncio.sleep(0.02)
+        with pytest.raises(QueueFull):
+            await ask(c, clean)
+        c.guard.gate.set()
+        await asyncio.gather(*tasks)
+
+    serve(classifier, scenario)
+    assert count("guard_requests_total", mode="flag", verdict="error") == 1
+    assert count("guard_requests_total", mode="flag", verdict="clean") == 2
+
+
+def test_a_stuck_pass_is_unhealthy(make_classifier, clean) -> None:
+    """While a pass takes longer than it may, the health check raises; afterwards it passes again."""
+    classifier = make_classifier(stuck_after_s=0.05)
+
+    async def scenario(c):
+        c.check()
+        c.guard.gate.clear()
+        task = asyncio.create_task(ask(c, clean))
+        await asyncio.sleep(0.1)
+        with pytest.raises(RuntimeError, match="running for more than"):
+            c.check()
+        c.guard.gate.set()
+        await task
+        await asyncio.sleep(0.01)
+        c.check()
+
+    serve(classifier, scenario)
+
+
+def test_switching_is_per_request(make_classifier, triggered) -> None:
+    """A request keeps the settings that it came under, whatever is switched while it waits."""
+    classifier = make_classifier(mode="flag")
+
+    async def scenario(c):
+        c.guard.gate.clear()
+        before = asyncio.create_task(ask(c, triggered))
+        await asyncio.sleep(0.02)
+        c.switch({"mode": "reject"})
+        after = asyncio.create_task(ask(c, triggered))
+        await asyncio.sleep(0.02)
+        c.guard.gate.set()
+        return await asyncio.gather(before, after)
+
+    before, after = serve(classifier, scenario)
+    assert (before.mode, before.label.tolist()) == ("flag", [0])
+    assert (after.mode, after.label.tolist()) == ("reject", [-1])
+
+
+def test_a_bad_switch_changes_nothing(make_classifier) -> None:
+    """Settings that do not check are refused without an exception, which would cost the replica."""
+    classifier = make_classifier(mode="flag", expose_scores=True)
+    before = classifier.live
+    for values in ({"mode": "block"}, {"mod": "flag"}, {"expose_scores": "perhaps"}):
+        classifier.switch(values)
+        assert classifier.live is before
