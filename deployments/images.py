@@ -8,11 +8,13 @@ stays), and resized to the model's height and width, whatever its shape, with an
 from __future__ import annotations
 
 import io
-from email.message import Message
+import math
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import File, FormParser, parse_options_header
 
 from deployments.errors import BadRequest, TooLarge, UnfitTensor, UnknownMedia
 from guard.types import InputSpec
@@ -69,19 +71,30 @@ def _open(data: bytes, max_pixels: int, field: str) -> Image.Image:
 
 
 def parts(body: bytes, content_type: str) -> list[bytes]:
-    """The payloads of a multipart/form-data body (RFC 7578), in order."""
-    header = Message()
-    header["content-type"] = content_type
-    boundary = header.get_param("boundary")
-    if not isinstance(boundary, str) or not boundary:
+    """The files of a multipart/form-data body, in order; fields that are no files are passed over."""
+    media, options = parse_options_header(content_type)
+    if not options.get(b"boundary"):
         raise BadRequest("content-type: multipart without a boundary", field="content-type")
-    pieces = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("latin-1", "replace"))
-    if len(pieces) < 2 or not pieces[-1].startswith(b"--"):
+    found: list[bytes] = []
+    ended: list[bool] = []
+
+    def keep(file: File) -> None:
+        file.file_object.seek(0)
+        found.append(file.file_object.read())
+
+    try:
+        parser = FormParser(
+            media.decode("latin-1"),
+            on_field=None,
+            on_file=keep,
+            on_end=lambda: ended.append(True),
+            boundary=options[b"boundary"],
+            config={"MAX_MEMORY_FILE_SIZE": math.inf},
+        )
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise BadRequest(f"body: not a multipart body: {error}", field="body") from error
+    if not ended:
         raise BadRequest("body: the multipart body does not end with its boundary: send all of it", field="body")
-    found = []
-    for piece in pieces[1:-1]:
-        _, blank, payload = piece.partition(b"\r\n\r\n")
-        if not blank:
-            raise BadRequest("body: a part of the multipart body has no blank line after its headers", field="body")
-        found.append(payload)
     return found

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -149,10 +149,13 @@ async def _body(request: Request, limit: int) -> bytes:
     length = int(declared) if declared.isdecimal() else 0
     chunks = bytearray()
     if length <= limit:
-        async for chunk in request.stream():
-            chunks += chunk
-            if len(chunks) > limit:
-                break
+        try:
+            async for chunk in request.stream():
+                chunks += chunk
+                if len(chunks) > limit:
+                    break
+        except ClientDisconnect as error:
+            raise BadRequest("body: the client went away before it had sent all of it", field="body") from error
     if max(length, len(chunks)) > limit:
         raise TooLarge(f"body: more than {limit} bytes: send fewer images a request", field="body")
     return bytes(chunks)

@@ -29,7 +29,7 @@ FAILURES = (
     ("statistic", "open"),
     ("statistic", "closed"),
 )
-SECONDS = tuple(a * 10.0**b for b in range(-5, 1) for a in (1, 2.5, 5)) + (10.0,)
+SECONDS = (*(digit * 10.0**power for power in range(-5, 1) for digit in (1, 2.5, 5)), 10.0)
 P_VALUES = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 MAGNITUDES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)

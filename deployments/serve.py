@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,9 +59,10 @@ def _start_ray(config: ServeConfig) -> None:
         include_dashboard=False,
         logging_level=logging.WARNING,
     )
-    for name, handler in handlers.items():
-        if callable(handler):
-            signal.signal(name, handler)
+    if threading.current_thread() is threading.main_thread():
+        for name, handler in handlers.items():
+            if callable(handler):
+                signal.signal(name, handler)
 
 
 def _start_serve(config: ServeConfig) -> None:

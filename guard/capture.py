@@ -88,8 +88,18 @@ class Captured:
     sites: tuple[Site, ...]
 
     def module(self) -> fx.GraphModule:
-        """The graph with its tensors, ready to run. Tensors are shared with the program, not copied."""
-        return self.program.module(check_guards=False)
+        """The graph with its tensors, frozen and ready to run.
+
+        Parameters share memory with the program but are objects of their own, so that moving or casting what is
+        built from the graph leaves the program as it is.
+        """
+        module = self.program.module(check_guards=False)
+        own: dict[int, nn.Parameter] = {}
+        for name, parameter in list(module.named_parameters(remove_duplicate=False)):
+            own.setdefault(id(parameter), nn.Parameter(parameter.detach(), requires_grad=False))
+            path, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(path), attribute, own[id(parameter)])
+        return module
 
     @property
     def device(self) -> torch.device:

@@ -64,7 +64,7 @@ def p_values_figure(p_values: NDArray[np.float64], threshold: float) -> Figure:
     axes.step(grid, np.where(share > 0, share, np.nan), color=CLEAN, where="post", label="clean images")
     axes.axvline(threshold, color=RULE, linestyle="--", label=f"threshold p = {threshold:g}")
     axes.set(xscale="log", yscale="log", xlabel="p", ylabel="share of clean images with p-value ≤ p", ylim=(low, 1.3))
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(frameon=False, loc="lower right")
     return figure
 
 

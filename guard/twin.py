@@ -60,13 +60,12 @@ def build_twin(captured: Captured, corrections: Mapping[int, nn.Module]) -> Twin
     Args:
         captured: the classifier. corrections: site index → correction; sites without one are left alone.
 
-    The network's own tensors are shared with ``captured`` and frozen; the corrections are taken as they are.
+    The network's own weights share memory with ``captured`` until they are cast or moved; the corrections are taken
+    as they are.
     """
     if not corrections:
         raise ValueError("corrections: expected at least one site")
     module = captured.module()
-    for tensor in module.parameters():
-        tensor.requires_grad_(False)
     by_node = {captured.sites[index].node: (index, correction) for index, correction in corrections.items()}
     missing = by_node.keys() - {node.name for node in module.graph.nodes}
     if missing:

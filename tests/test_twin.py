@@ -44,7 +44,6 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "mobilenet_v2": lambda: models.mobilenet_v2(num_classes=10),
     "efficientnet_b0": lambda: models.efficientnet_b0(num_classes=10),
     "convnext_tiny": lambda: models.convnext_tiny(num_classes=10),
-    "densenet121": lambda: models.densenet121(num_classes=10),
     "shufflenet_v2_x0_5": lambda: models.shufflenet_v2_x0_5(num_classes=10),
     "vit": vit,
     "elu": lambda: small(nn.ELU),
@@ -198,7 +197,9 @@ def test_the_users_model_is_left_as_it_came(victim: nn.Module, clean: Data, trai
 def test_a_guard_in_bfloat16_leaves_the_captured_program_alone(captured: Captured) -> None:
     """Casting one twin changes neither the captured program nor another twin of it."""
     captured = copy.deepcopy(captured)
-    clips = {site.index: Clip(torch.ones(site.channels), None, axis=site.axis, ndim=site.ndim) for site in captured.sites}
+    clips = {
+        site.index: Clip(torch.ones(site.channels), None, axis=site.axis, ndim=site.ndim) for site in captured.sites
+    }
     fingerprint, x = captured.fingerprint(), torch.rand(2, 3, 16, 16)
     first = build_twin(captured, clips)
     before = first(x)

@@ -46,9 +46,9 @@ def _run(
     with running(config) as url:
         from ray import serve
 
-        from deployments.demo.bare import Bare
+        from deployments.demo import bare
 
-        serve.run(Bare.bind(prepared.artifact / "program.pt2"), name="bare", route_prefix="/bare")
+        serve.run(bare.build(prepared.artifact / "program.pt2"), name="bare", route_prefix="/bare")
         result = story.attack(url, f"{url}/bare", prepared, bars)
         serve.delete("bare")
         if json_path and json_path != "-":

@@ -1,4 +1,4 @@
-"""The demo's images: 1,797 real handwritten digits that ship with scikit-learn, enlarged to 3×32×32, and a BadNet patch."""
+"""The demo's images: 1,797 real handwritten digits that ship with scikit-learn, enlarged to 3×32×32; a BadNet patch."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from deployments.demo.digits import Split, triggered
 from guard.data import as_float
-from guard.progress import Progress
+from guard.progress import Progress, silent
 
 
 class Block(nn.Module):
@@ -44,7 +44,14 @@ class SmallResNet(nn.Module):
 
 
 def train_poisoned(
-    data: Split, trigger: Tensor, target: int, *, share: float, epochs: int, seed: int, progress: Progress
+    data: Split,
+    trigger: Tensor,
+    target: int,
+    *,
+    share: float = 0.1,
+    epochs: int = 24,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> nn.Module:
     """Train on ``data`` plus a copy of ``share`` of its other-class images with trigger and label ``target``."""
     generator = torch.Generator().manual_seed(seed)

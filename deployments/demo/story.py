@@ -17,8 +17,6 @@ from guard.evaluate import Evaluation
 from guard.progress import Progress
 
 TARGET = 7
-POISONED = 0.1
-EPOCHS = 24
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Result:
 def prepare(folder: Path, *, seed: int, progress: Progress) -> Prepared:
     """The attacker trains; the defender fits the guard on 50 clean images a class."""
     data, trigger = digits.load(seed), digits.patch(seed)
-    model = train_poisoned(data.train, trigger, TARGET, share=POISONED, epochs=EPOCHS, seed=seed, progress=progress)
+    model = train_poisoned(data.train, trigger, TARGET, seed=seed, progress=progress)
     artifact = guard.fit(model, data.clean.images, data.clean.labels, classes=digits.CLASSES, progress=progress)
     path = artifact.save(folder / "digits", overwrite=True)
     images, labels = data.test

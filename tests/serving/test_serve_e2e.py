@@ -24,11 +24,7 @@ from deployments.config import ServeConfig
 from deployments.serve import running
 from guard.types import Verdict
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),  # Ray's own use of pydantic
-    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves log files and sockets to the collector
-]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # Ray's own use of pydantic
 
 
 def draw(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
