@@ -39,8 +39,8 @@ def running(config: ServeConfig) -> Iterator[str]:
     guard.load(config.artifact, device=config.device)
     _check_port(config.host, config.port)
     with tempfile.TemporaryDirectory(prefix="guard-metrics-") as folder:
-        _start_ray(config)
         try:
+            _start_ray(config)
             _start_serve(config.model_copy(update={"metrics_dir": Path(folder)}))
             yield f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{config.port}"
         finally:
@@ -57,7 +57,7 @@ def _start_ray(config: ServeConfig) -> None:
         address="local",
         num_cpus=max(int(config.replicas * config.cpus_per_replica + 1), os.cpu_count() or 1),
         include_dashboard=False,
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
     )
     if threading.current_thread() is threading.main_thread():
         for name, handler in handlers.items():
@@ -85,13 +85,17 @@ def _start_serve(config: ServeConfig) -> None:
 
 
 def _stop() -> None:
-    """Delete the applications while the proxy stands, so that requests in flight get their answers; then all of Ray."""
+    """Delete the applications while the proxy stands, so that requests in flight get their answers; then all of Ray.
+
+    Also ends the processes of a start that was cut short.
+    """
     import ray
     from ray import serve as ray_serve
 
     try:
-        for name in ray_serve.status().applications:
-            ray_serve.delete(name)
+        if ray.is_initialized():
+            for name in ray_serve.status().applications:
+                ray_serve.delete(name)
     finally:
         ray.shutdown()
 
@@ -143,6 +147,9 @@ def serve(**options: Any) -> None:
                 click.echo("guard: shutting down", err=True)
     except KeyboardInterrupt:
         pass
+    except SystemExit as ended:  # Ray's own handler, in the seconds in which it starts
+        if ended.code != signal.SIGTERM:
+            raise
     except BadInput as error:
         click.echo(f"guard serve: {error}", err=True)
         raise SystemExit(2) from error
