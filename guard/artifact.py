@@ -80,6 +80,7 @@ class Artifact:
                 "corrections": {str(index): correction.kind for index, correction in self.corrections.items()},
                 "files": {name: _digest(draft / name) for name in (PROGRAM, TENSORS)},
             }
+            manifest["sha256"] = _seal(manifest)
             (draft / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
             draft.chmod(0o755)
             _swap(draft, target)
@@ -179,7 +180,15 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     missing = [key for key in (*needed, "corrections") if key not in manifest]
     if missing:
         raise ArtifactDamaged(f"artifact: {path} lacks {', '.join(missing)}. Fit or copy the artifact again.")
+    if manifest.get("sha256") != _seal(manifest):
+        raise ArtifactDamaged(f"artifact: {path} was altered since the fit. Fit or copy the artifact again.")
     return manifest
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    """SHA-256 over the manifest, its own key left out."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> dict[str, Any]:

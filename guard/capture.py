@@ -2,7 +2,8 @@
 
 Hooks on modules miss functional activations and merge two calls of one module; a graph misses nothing. The
 graph is captured with ``torch.export`` (dynamic batch), made free of in-place operators, and left otherwise
-as it came: its fp32 eager output is the user's own, bit for bit. The user's module is never changed.
+as it came: its fp32 eager output is the user's own, bit for bit (where torch's fused attention kernel would replace
+the user's in no-grad mode, to rounding). The user's module is never changed.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ BOUNDS = ("quantile", "learned")
 
 
 def _between(name: str, value: float, low: float, high: float) -> None:
-    if not low < value < high:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value < high:
         raise BadSetting(f"{name}: expected a number between {low:g} and {high:g}, got {value!r}.", field=name)
 
 
@@ -87,12 +87,13 @@ class FitSettings:
         _at_least("folds", self.folds, 2)
         _at_least("batch_size", self.batch_size, 1)
         _at_least("seed", self.seed, 0)
+        _between("seed", self.seed, -1, 2**63)
         for name, options in (("null", tuple(LAWS)), ("bounds", BOUNDS), ("dtype", ("float32", "bfloat16"))):
             if getattr(self, name) not in options:
                 raise BadSetting(
                     f"{name}: expected one of {', '.join(options)}; got {getattr(self, name)!r}.", field=name
                 )
-        if not 0.0 <= self.start < 1.0:
+        if not isinstance(self.start, (int, float)) or not 0.0 <= self.start < 1.0:
             raise BadSetting(f"start: expected a share from 0 to below 1, got {self.start!r}.", field="start")
         if self.min_accuracy is not None:
             _between("min_accuracy", self.min_accuracy, 0.0, 1.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ def check_images(given: Any, spec: InputSpec | None = None) -> Tensor:
     Raises:
         BadData: wrong type, rank, range or shape; values that are not finite; no images.
     """
-    images = torch.from_numpy(given) if isinstance(given, np.ndarray) else given
+    images = _tensor(given, "images: expected uint8 or float32 in [0, 1]", "images")
     if not isinstance(images, Tensor):
         raise BadData(f"images: expected a tensor [N, C, H, W], got {type(images).__name__}.", field="images")
     if images.ndim != 4:
@@ -116,13 +117,23 @@ def check_images(given: Any, spec: InputSpec | None = None) -> Tensor:
     return images
 
 
+def _tensor(given: Any, expected: str, field: str) -> Any:
+    """An array as a tensor of the machine's byte order; anything else as it is."""
+    if not isinstance(given, np.ndarray):
+        return given
+    if given.dtype.kind not in "biufc":
+        raise BadData(f"{expected}, got {given.dtype}.", field=field)
+    return torch.from_numpy(given.astype(given.dtype.newbyteorder("="), copy=False))
+
+
 def check_labels(given: Any, count: int, classes: int | None = None) -> Tensor:
     """Labels as int64 [count], each from 0 to ``classes`` − 1.
 
     Raises:
         BadData: wrong type, length or range.
     """
-    labels = torch.as_tensor(np.asarray(given)) if isinstance(given, (np.ndarray, list, tuple)) else given
+    array = np.asarray(given) if isinstance(given, (list, tuple)) else given
+    labels = _tensor(array, "labels: expected integers of shape [N]", "labels")
     if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
         shape = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise BadData(f"labels: expected integers of shape [N], got {shape}.", field="labels")
@@ -141,7 +152,10 @@ def check_labels(given: Any, count: int, classes: int | None = None) -> Tensor:
 
 def _npz(path: Path) -> Data:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file:  # opened here: np.load leaves a broken archive open
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise ValueError("it is a single array (.npy)")
             missing = [key for key in ("x", "y") if key not in archive]
             if missing:
                 raise BadData(
@@ -152,7 +166,7 @@ def _npz(path: Path) -> Data:
             x, y = archive["x"], archive["y"]
     except FileNotFoundError:
         raise BadData(f"data: there is no file {path}.", field="data") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BadData(f"data: {path} cannot be read as .npz: {error}.", field="data") from error
     if x.ndim == 4 and x.shape[1] not in MODES and x.shape[3] in MODES:
         x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))

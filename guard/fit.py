@@ -99,6 +99,7 @@ def fit(
             "images": len(images),
             "images_per_class": torch.bincount(labels, minlength=captured.classes).tolist(),
             "accuracy": {"original": accuracy, "corrected": _accuracy(corrected, labels)},
+            "scores": [float(f"{score:.6g}") for score in np.sort(scores)],
             "score_quantiles": {str(q): float(np.quantile(scores, q)) for q in (0.0, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0)},
             "correction": fitted.report,
             "seconds": round(time.perf_counter() - begun, 2),

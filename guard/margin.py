@@ -35,7 +35,8 @@ def margin_change(logits: Tensor, corrected_logits: Tensor) -> Tensor:
     """
     decision = logits.argmax(1)
     score = margin(logits.double(), decision) - margin(corrected_logits.double(), decision)
-    return torch.where(torch.isfinite(score), score, torch.full_like(score, float("inf")))
+    trusted = torch.isfinite(logits).all(1) & torch.isfinite(corrected_logits).all(1)
+    return torch.where(trusted, score, torch.full_like(score, float("inf")))
 
 
 def online_rule(logits: Tensor, corrected_logits: Tensor, flagged: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ def load_model(source: str, weights: str | None = None) -> nn.Module:
         BadModel: it cannot be found, built or loaded; the message names the part and the remedy.
     """
     if source.endswith(".pt2"):
+        if weights:
+            raise BadModel(f"weights: {source} has its own weights; leave --weights out.", field="weights")
         return _exported(Path(source))
     state = load_state(Path(weights)) if weights else None
     if source.startswith("torchvision:"):
@@ -94,8 +96,9 @@ def _torchvision(name: str, state: Mapping[str, Tensor] | None) -> nn.Module:
         raise BadModel(f"model: torchvision has no classifier {name!r}.", field="model")
     if state is None:
         raise BadModel(f"model: torchvision:{name} needs --weights FILE; nothing is downloaded here.", field="weights")
-    biases = [value for key, value in state.items() if key.endswith("bias") and value.ndim == 1]
-    classes = len(biases[-1]) if biases else 1000
+    with torch.device("meta"):  # files forget the order of layers; the architecture knows which comes last
+        last = list(models.get_model(name, weights=None).state_dict())[-1]
+    classes = len(state[last]) if last in state and state[last].ndim else 1000
     model: nn.Module = models.get_model(name, weights=None, num_classes=classes)
     return model
 

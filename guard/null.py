@@ -185,6 +185,8 @@ class ParetoTail(_Tail):
     def fit(cls, scores: Floats) -> ParetoTail:
         bulk, start, share, excess = _split(scores)
         shape, _, scale = genpareto.fit(excess, floc=0.0)
+        if shape < -0.5:  # maximum likelihood is not regular there (Smith 1985): few excesses, an end just past them
+            shape, scale = 0.0, excess.mean()
         return cls(len(scores), bulk, start, share, float(scale), float(shape))
 
     def _beyond(self, excess: Floats) -> Floats:

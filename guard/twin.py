@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+import torch
 from torch import Tensor, fx, nn
 
 from guard.capture import Captured
@@ -78,7 +79,12 @@ def build_twin(captured: Captured, corrections: Mapping[int, nn.Module]) -> Twin
     def corrected(node: fx.Node) -> fx.Node:
         """The corrected graph's view of a node: its copy, or a way to the shared value."""
         if node not in copies:
-            if node.op == "get_attr" or not isinstance(node.meta.get("val"), Tensor):
+            same = node.target is torch.ops.aten.sym_size.int and [
+                entry for entry in frontier if str(entry.meta["val"].shape[0]) == str(node.meta["val"])
+            ]
+            if same:  # the batch size, read off a value that is there anyway
+                copies[node] = copy.call_function(torch.ops.aten.sym_size.int, (copies[same[0]], 0))
+            elif node.op == "get_attr" or not isinstance(node.meta.get("val"), Tensor):
                 copies[node] = copy.node_copy(node, corrected)  # weights, and sizes taken from shared values
             else:
                 frontier.append(node)

@@ -91,7 +91,6 @@ def success(fitted: Fitted, opacity: float) -> float:
 def test_full_strength(fitted: Fitted) -> None:
     """The guard ends the attack, costs next to no accuracy, mends most answers and flags few clean images."""
     figures = measure(fitted, 1.0).figures
-    print(figures)
     assert figures["original"]["asr"] >= 0.98
     assert figures["original"]["acc"] - figures["guarded"]["acc"] <= 0.015
     assert figures["guarded"]["asr"] <= 0.01
@@ -108,7 +107,6 @@ def test_weakened_trigger(fitted: Fitted) -> None:
         low, high = (middle, high) if success(fitted, middle) < 0.8 else (low, middle)
     assert 0.75 <= success(fitted, high) <= 0.9
     figures = measure(fitted, high).figures
-    print(high, figures)
     assert figures["detection"]["auroc_successful"] >= 0.995
 
 

@@ -10,6 +10,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from guard.triggers import stamp
+
 CLASSES = tuple(str(digit) for digit in range(10))
 SIDE = 32
 PATCH = 3
@@ -51,6 +53,4 @@ def patch(seed: int) -> Tensor:
 
 def triggered(images: Tensor, trigger: Tensor) -> Tensor:
     """Images [N, 3, 32, 32] with the trigger in the lower right corner, one pixel from the edges."""
-    images = images.clone()
-    images[:, :, -PATCH - 1 : -1, -PATCH - 1 : -1] = trigger
-    return images
+    return stamp(images, trigger, SIDE - PATCH - 1, SIDE - PATCH - 1)

@@ -14,7 +14,16 @@ from typing import Any
 
 import click
 
-from guard.cli.options import device_option, json_option, numbers, pick_device, size_option, target, write_json
+from guard.cli.options import (
+    device_option,
+    in_a_folder,
+    json_option,
+    numbers,
+    pick_device,
+    size_option,
+    target,
+    write_json,
+)
 from guard.cli.texts import describe, table
 from guard.errors import BadInput, GuardError
 
@@ -41,6 +50,8 @@ class Commands(click.Group):
             fail(str(error), 2)
         except GuardError as error:
             fail(str(error), 1)
+        except OSError as error:
+            fail(f"{error.filename or 'file'}: {error.strerror or error}.", 2)
 
 
 def fail(message: str, status: int) -> None:
@@ -147,7 +158,10 @@ def fit(
     network = guard.load_model(model, weights)
     data = guard.load_data(clean, size=size)
     data = data.first(per_class) if per_class else data
-    names = classes.read_text().split("\n") if classes else data.classes
+    try:
+        names = classes.read_text("utf-8").split("\n") if classes else data.classes
+    except UnicodeDecodeError:
+        raise click.BadParameter(f"{classes} is no text in UTF-8", param_hint="--classes") from None
     names = [name.strip() for name in names if name.strip()] if names else None
     artifact = guard.fit(
         network,
@@ -228,6 +242,7 @@ def evaluate(
     "--out",
     required=True,
     type=click.Path(dir_okay=False, path_type=Path),
+    callback=in_a_folder,
     metavar="FILE",
     help="CSV, one row an image.",
 )

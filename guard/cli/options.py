@@ -36,10 +36,21 @@ def target(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     return int(value)
 
 
+def in_a_folder(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Refuse a file whose folder is not there, before the work begins."""
+    if value not in (None, "-") and not Path(value).absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no folder {Path(value).parent}")
+    return value
+
+
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 size_option: Option = click.option("--size", callback=size, metavar="H,W", help="Resize images of DATA to this size.")
 json_option: Option = click.option(
-    "--json", "json_path", metavar="FILE", help="Write the figures as JSON; - for standard output."
+    "--json",
+    "json_path",
+    callback=in_a_folder,
+    metavar="FILE",
+    help="Write the figures as JSON; - for standard output.",
 )
 device_option: Option = click.option(
     "--device", default=None, help="cpu, cuda, cuda:1 …  [default: cuda if there is one]"
@@ -52,7 +63,7 @@ def pick_device(name: str | None) -> str:
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
+        torch.ones(1, device=name).cpu()
     except (RuntimeError, AssertionError) as error:
         raise click.BadParameter(f"--device {name}: {str(error).splitlines()[0]}") from None
     return name
