@@ -3,8 +3,8 @@
 ``python -m benchmarks.known_networks --networks DIR --data cifar10_lossless.npz``
 
 DIR holds ``networks.py`` (with ``cifar10()``) and for each case ``ibau-CASE.safetensors`` (Zeng et al., I-BAU,
-ICLR 2022, in safetensors). The guard is fitted on the first 50 test images a class; everything is measured on the others. *weak*: the
-trigger blended with the clean image until the original network is fooled by about 80%.
+ICLR 2022, in safetensors). The guard is fitted on the first 50 test images a class; everything is measured on the
+others. *weak*: the trigger blended with the clean image until the original network is fooled by about 80%.
 """
 
 from __future__ import annotations
