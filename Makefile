@@ -20,6 +20,6 @@ bench: .venv/installed ## what the twin costs: original pass against both, per t
 	$(BIN)/python -m benchmarks.twin_cost
 
 .venv/installed: pyproject.toml
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { echo 'make: $(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv' >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@

@@ -42,9 +42,8 @@ class Guard:
         self.created_at: str = manifest["created_at"]
 
     def compile(self, **options: Any) -> Guard:
-        """Compile both halves with ``torch.compile(**options)``; the first call of each shape then takes long."""
-        self.twin.original_graph.compile(**options)
-        self.twin.corrected_graph.compile(**options)
+        """`Twin.compile`; returns the guard."""
+        self.twin.compile(**options)
         return self
 
     @torch.inference_mode()

@@ -63,7 +63,7 @@ def evaluate(
     begun = time.perf_counter()
     count = len(guard.classes)
     clean_labels = check_labels(clean.labels, len(clean), count)
-    verdict = run(guard, clean, batch_size=batch_size, progress=progress, what="clean")
+    verdict = run(guard, clean, batch_size=batch_size, progress=progress, what="clean images")
     hit = _shares(verdict, clean_labels)
     fpr = float(verdict.flagged.double().mean())
     figures: dict[str, Any] = {
@@ -91,7 +91,7 @@ def evaluate(
             raise BadSetting("target: all triggered images are of the target class; ASR is undefined.", field="target")
         labels, wanted = labels[rows], wanted[rows]
         attacked = Data(triggered.images[rows], labels, triggered.classes, triggered.source)
-        bearing = run(guard, attacked, batch_size=batch_size, progress=progress, what="triggered")
+        bearing = run(guard, attacked, batch_size=batch_size, progress=progress, what="triggered images")
         successful = bearing.label == wanted
         for name, value in _shares(bearing, wanted).items():
             figures[name]["asr"] = value
@@ -113,7 +113,7 @@ def run(guard: Guard, data: Data, *, batch_size: int, progress: Progress, what: 
     """The verdict on every image."""
     images = check_images(data.images, guard.spec)
     verdicts = []
-    with progress(f"run {len(images)} {what} images", len(images)) as advance:
+    with progress(f"run {len(images)} {what}", len(images)) as advance:
         for batch in batches(images, batch_size):
             verdicts.append(guard(batch))
             advance(len(batch))

@@ -46,6 +46,11 @@ class Twin(nn.Module):
         graph.eliminate_dead_code()
         return fx.GraphModule(self.original_graph, graph, class_name="Prefix")
 
+    def compile(self, **options: Any) -> None:
+        """Compile each half on its own, as serving runs them; the first call of a shape then takes long."""
+        self.original_graph.compile(**options)
+        self.corrected_graph.compile(**options)
+
     def correction(self, index: int) -> Any:
         """The correction at site ``index``."""
         return self.corrected_graph.get_submodule(f"corrections.{index}")

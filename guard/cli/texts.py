@@ -15,7 +15,7 @@ def describe(manifest: dict[str, Any]) -> str:
         "model": f"{len(manifest['classes'])} classes, fingerprint {manifest['fingerprint'][:16]}…",
         "input": f"{spec['channels']}×{spec['height']}×{spec['width']}, float32 in [0, 1] or uint8"
         + (f", normalised by mean {spec['mean']} and std {spec['std']} inside" if spec["mean"] else ""),
-        "clean set": f"{fit_['images']} images, {min(per_class)} to {max(per_class)} a class",
+        "clean set": f"{fit_['images']} images, {_span(per_class)} a class",
         "accuracy there": f"{accuracy['original']:.1%} original, {accuracy['corrected']:.1%} corrected",
         "threshold": f"p < {threshold['p_value']:g}, a margin change above {threshold['score']:.3g} logits "
         f"({manifest['null']['kind']} law; p-values below {threshold['p_value_support']:.2g} are extrapolated)",
@@ -58,3 +58,8 @@ def table(figures: dict[str, Any]) -> str:
             )
         )
     return "\n".join(lines)
+
+
+def _span(counts: list[int]) -> str:
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"

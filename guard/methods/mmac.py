@@ -117,9 +117,9 @@ def learn_bounds(
     Both terms are in units of the network itself (the MSE over the variance of its logits, the margins over its
     mean margin on D), so that λ means the same for every network. λ is multiplied by α while the corrected
     network keeps the share π of the original's accuracy on D, and divided by it where not. As the authors' code
-    does, and unlike their text, margins are maximised on the original network: maxima of a network that is being
-    clipped left the backdoor untouched on one of two real networks. The margin term is unbounded below, so a run
-    can end collapsed: what is kept is the iterate with the smallest margins among those that kept the accuracy.
+    does, and unlike their text, margins are maximised on the original network, whose maxima do not drift while the
+    bounds move. The margin term is unbounded below, so a run can end collapsed: what is kept is the iterate with
+    the smallest margins among those that kept the accuracy.
 
     Args:
         twin: its corrections are clips at ``start``; they are moved. start, spread: bounds and the unit of a step.
