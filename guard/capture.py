@@ -152,7 +152,7 @@ def capture(
         wrapped = Normalised(copy.deepcopy(model), spec).to(device)
         for module in wrapped.modules():
             module.training = False  # not eval(): exported modules refuse it
-        example = torch.rand(2, *spec.shape, device=device)
+        example = torch.zeros(2, *spec.shape, device=device)
         batch = {0: Dim("batch", min=1)}
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")

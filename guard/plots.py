@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 from guard.detector import Guard
 from guard.evaluate import Evaluation, auroc
 
-matplotlib.use("Agg")
 CLEAN, TRIGGERED, RULE = "#2b6cb0", "#c53030", "#4a5568"
 
 

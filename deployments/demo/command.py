@@ -65,7 +65,8 @@ def _run(
         if keep:
             picture = (report or scratch) / "triggered.png"
             picture.write_bytes(traffic.png(prepared.triggered.images[0]))
-            click.echo(f"try: curl -s -H 'content-type: image/png' --data-binary @{picture.resolve()} {url}/classify")
+            line = f"try: curl -s -H 'content-type: image/png' --data-binary @{picture.resolve()} {url}/classify"
+            click.echo(line, err=json_path == "-")
             _say("the endpoint stays up until Ctrl-C")
             try:
                 signal.pause()
