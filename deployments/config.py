@@ -35,7 +35,7 @@ class Live(Settings):
 
 
 class Limits(Settings):
-    """The most that one request, and one queue, may hold."""
+    """The most that one request, and one queue, may hold. decoded_pixels: of all its image files together."""
 
     body_bytes: int = Field(default=16 * 2**20, ge=1)
     images: int = Field(default=128, ge=1)
@@ -93,4 +93,4 @@ def checked(kind: type[S], values: dict[str, Any]) -> S:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         got = f", got {first['input']!r}" if first["type"] not in ("missing", "extra_forbidden") else ""
-        raise BadSetting(f"setting {field}: {first['msg'].lower()}{got}", field=field) from error
+        raise BadSetting(f"setting {field}: {first['msg'][:1].lower()}{first['msg'][1:]}{got}", field=field) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +69,19 @@ def _open(data: bytes, max_pixels: int, field: str) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         raise UnfitTensor(f"{field}: {image.mode} pixels: convert the file to 8 bits a channel", field=field)
     return image
+
+
+def decode_all(given: Sequence[tuple[str, bytes]], spec: InputSpec, *, max_pixels: int) -> NDArray[np.float32]:
+    """Files as float32 [n, C, H, W]; given: (name in errors, bytes). All of them together hold at most max_pixels."""
+    left = max_pixels
+    for field, data in given:
+        image = _open(data, max_pixels, field)
+        left -= image.width * image.height
+        if left < 0:
+            raise TooLarge(
+                f"{field}: with those before it more than {max_pixels} pixels: send them in parts", field=field
+            )
+    return np.stack([decode(data, spec, max_pixels=max_pixels, field=field) for field, data in given])
 
 
 def parts(body: bytes, content_type: str) -> list[bytes]:

@@ -22,7 +22,9 @@ from deployments.config import Limits
 from deployments.errors import BadRequest, NotFound, PassFailed, TooLarge, Unavailable, UnknownMedia
 from deployments.policy import Answer
 
-OFF_LOOP_BYTES = 32 * 1024  # a longer body is read in a thread, so that others are answered meanwhile
+# Longer tensors, and image files of any length (1 KB may hold 32 million pixels), are read in a thread, so that others
+# are answered meanwhile.
+OFF_LOOP_BYTES = 32 * 1024
 Parser = Callable[[bytes, Model, Limits], Ask]
 Renderer = Callable[[Answer, Ask, Model], dict[str, Any]]
 Handler = Callable[[Request], Awaitable[Response]]
@@ -54,7 +56,9 @@ def build_http_app(classifier: Classifier, version: str) -> Starlette:
     ]
     for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         routes += [get(model, desk.metadata), get(f"{model}/ready", desk.ready), post(f"{model}/infer", desk.infer)]
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _http_error})
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _http_error})
+    app.router.redirect_slashes = False  # a redirect is no JSON
+    return app
 
 
 class Desk:
@@ -98,7 +102,7 @@ class Desk:
             body = await _body(request, limits.body_bytes)
             with classifier.metrics.stage("total"):
                 with classifier.metrics.stage("decode"):
-                    if len(body) < OFF_LOOP_BYTES:
+                    if len(body) < OFF_LOOP_BYTES and parse in (protocol.parse_infer, _no_tensors):
                         ask = parse(body, model, limits)
                     else:
                         ask = await asyncio.to_thread(parse, body, model, limits)
@@ -135,7 +139,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """No such route, or not with this method."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     return _error(
-        status, f"{request.method} {request.url.path}: {'no such route' if status == 404 else 'not allowed'}", "path"
+        status,
+        f"{request.method} {request.url.path}: {'no such route' if status == 404 else 'not allowed'}",
+        "path",
+        getattr(error, "headers", None),
     )
 
 

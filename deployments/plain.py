@@ -6,9 +6,6 @@ import base64
 import binascii
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from deployments import images as files
 from deployments.bodies import Ask, Model, check_count, json_object, numbers, unit_range
 from deployments.config import Limits
@@ -25,7 +22,8 @@ def parse_predict(body: bytes, model: Model, limits: Limits) -> Ask:
         )
     check_count(len(instances), limits, "instances")
     if any(isinstance(one, dict) for one in instances):
-        return Ask(np.stack([_b64(one, f"instances[{i}]", model, limits) for i, one in enumerate(instances)]))
+        given = [(f"instances[{i}].b64", _b64(one, f"instances[{i}]")) for i, one in enumerate(instances)]
+        return Ask(files.decode_all(given, model.spec, max_pixels=limits.decoded_pixels))
     values = numbers(instances, "instances")
     if values.shape[1:] != model.spec.shape:
         raise UnfitTensor(
@@ -48,11 +46,8 @@ def parse_images(body: bytes, model: Model, limits: Limits, *, content_type: str
             field="content-type",
         )
     check_count(len(payloads), limits, "image")
-    decoded = [
-        files.decode(payload, model.spec, max_pixels=limits.decoded_pixels, field=name)
-        for payload, name in zip(payloads, names, strict=True)
-    ]
-    return Ask(np.stack(decoded))
+    given = list(zip(names, payloads, strict=True))
+    return Ask(files.decode_all(given, model.spec, max_pixels=limits.decoded_pixels))
 
 
 def parse_image(body: bytes, model: Model, limits: Limits, *, content_type: str) -> Ask:
@@ -92,11 +87,10 @@ def _named(label_key: str, class_key: str, label: int, model: Model) -> dict[str
     return {label_key: int(label) if known else None, class_key: model.classes[label] if known else None}
 
 
-def _b64(instance: Any, field: str, model: Model, limits: Limits) -> NDArray[np.float32]:
+def _b64(instance: Any, field: str) -> bytes:
     if not isinstance(instance, dict) or not isinstance(instance.get("b64"), str):
         raise BadRequest(f'{field}: expected {{"b64": "…"}} like the other instances', field=field)
     try:
-        data = base64.b64decode(instance["b64"], validate=True)
+        return base64.b64decode(instance["b64"], validate=True)
     except (binascii.Error, ValueError) as error:
         raise BadRequest(f"{field}.b64: not base64", field=f"{field}.b64") from error
-    return files.decode(data, model.spec, max_pixels=limits.decoded_pixels, field=f"{field}.b64")

@@ -32,8 +32,8 @@ def parse_infer(body: bytes, model: Model, limits: Limits) -> Ask:
     if not isinstance(tensors, list) or len(tensors) != 1 or not isinstance(tensors[0], dict):
         raise BadRequest(f'inputs: expected a list of one tensor named "{INPUT}"', field="inputs")
     request_id = request.get("id")
-    if request_id is not None and not isinstance(request_id, str):
-        raise BadRequest("id: expected a string", field="id")
+    if request_id is not None and (not isinstance(request_id, str) or not request_id.isprintable()):
+        raise BadRequest("id: expected a string of printable characters", field="id")
     return Ask(_tensor(tensors[0], model.spec, limits), _outputs(request.get("outputs")), request_id)
 
 
@@ -111,7 +111,7 @@ def _outputs(value: Any) -> tuple[str, ...] | None:
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
         raise BadRequest('outputs: expected a list like [{"name": "label"}]', field="outputs")
     for i, one in enumerate(value):
-        if one.get("name") not in DATATYPES:
+        if not isinstance(one.get("name"), str) or one["name"] not in DATATYPES:
             raise BadRequest(
                 f"outputs[{i}].name: expected one of {', '.join(DATATYPES)}, got {one.get('name')!r}",
                 field=f"outputs[{i}].name",

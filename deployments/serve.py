@@ -108,7 +108,8 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise BadSetting(
-                f"port {port} on {host} cannot be used: {error.strerror}: choose another with --port", field="port"
+                f"port {port} on {host} cannot be used: {error.strerror}: choose another with --port or --host",
+                field="port",
             ) from error
 
 

@@ -6,30 +6,35 @@
     program.pt2          the captured classifier (torch.export)
     tensors.safetensors  the corrections, "<site>.<name>"
 
-Loading runs no code from the folder but torch.export's own loader.
+Loading runs no code from the folder: see `guard.programs`. The digests tell damage, not malice: whoever can write
+to the folder can make them anew.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.export import ExportedProgram
 
 from guard.capture import Captured, fingerprint, from_program
 from guard.corrections import CORRECTIONS, Clip
-from guard.detector import Guard
-from guard.errors import ArtifactDamaged, ArtifactMismatch, BadArtifact
+from guard.detector import DTYPES, Guard
+from guard.errors import ArtifactDamaged, ArtifactMismatch, BadArtifact, BadInput
 from guard.null import NullLaw, law_from_json
+from guard.programs import load_program
 from guard.twin import build_twin
 from guard.types import InputSpec
 
@@ -49,7 +54,7 @@ class Artifact:
 
     def guard(self, device: str | torch.device | None = None) -> Guard:
         """The guard, ready to be called; ``device`` None: where the classifier was captured."""
-        twin = build_twin(self.captured, self.corrections)
+        twin = build_twin(self.captured, copy.deepcopy(self.corrections))  # a cast or a move stays the guard's own
         dtype = self.manifest["settings"]["dtype"]
         return Guard(twin, self.law, self.manifest, dtype=dtype, device=device or self.captured.device)
 
@@ -116,7 +121,8 @@ def load_artifact(
     folder = Path(path)
     manifest = read_manifest(folder)
     for name in (PROGRAM, TENSORS):
-        expected = manifest["files"].get(name)
+        files = manifest["files"]
+        expected = files.get(name) if isinstance(files, dict) else None
         if not (folder / name).is_file():
             raise ArtifactDamaged(f"artifact: {folder / name} is missing. Fit or copy the artifact again.")
         found = _digest(folder / name)
@@ -132,7 +138,9 @@ def load_artifact(
             "Fit the guard again for this one."
         )
     try:
-        program = torch.export.load(folder / PROGRAM)
+        program = load_program(folder / PROGRAM)
+    except ValueError as error:
+        raise ArtifactDamaged(f"artifact: {folder / PROGRAM} is not what a fit writes: {error}.") from error
     except Exception as error:
         raise ArtifactMismatch(
             f"artifact: this torch {torch.__version__} cannot read {folder / PROGRAM}, written with "
@@ -142,7 +150,30 @@ def load_artifact(
         from torch.export.passes import move_to_device_pass
 
         program = move_to_device_pass(program, str(device))
-    captured = from_program(program, InputSpec.from_json(manifest["input"]))
+    try:
+        return _restored(folder, manifest, program)
+    except BadArtifact:
+        raise
+    except (BadInput, SafetensorError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ArtifactDamaged(
+            f"artifact: {folder} contradicts itself ({type(error).__name__}: {error}). Fit or copy the artifact again."
+        ) from error
+
+
+def _restored(folder: Path, manifest: dict[str, Any], program: ExportedProgram) -> Artifact:
+    """The artifact from a program and a manifest that need not fit together; what does not fit raises."""
+    spec = InputSpec.from_json(manifest["input"])
+    captured = from_program(program, spec)
+    image = next(node for node in reversed(program.graph.nodes) if node.op == "placeholder").meta["val"]
+    if tuple(image.shape[1:]) != spec.shape:
+        raise ValueError(f"the program takes {tuple(image.shape[1:])}, the manifest says {spec.shape}")
+    if len(manifest["classes"]) != captured.classes:
+        raise ValueError(f"{captured.classes} classes have {len(manifest['classes'])} names")
+    if not 0.0 < manifest["threshold"]["p_value"] < 1.0:
+        raise ValueError(f"the threshold {manifest['threshold']['p_value']} is no p-value")
+    if manifest["settings"]["dtype"] not in DTYPES:
+        raise ValueError(f"the numeric type {manifest['settings']['dtype']!r} is unknown")
+    datetime.fromisoformat(manifest["created_at"])
     if captured.fingerprint() != manifest["fingerprint"]:
         raise ArtifactMismatch(f"artifact: {folder / PROGRAM} holds other weights than the manifest names.")
     corrections = {}
@@ -152,8 +183,18 @@ def load_artifact(
                 raise ArtifactMismatch(f"artifact: unknown correction {kind!r}; known are {', '.join(CORRECTIONS)}.")
             own = [key for key in file.keys() if key.startswith(f"{index}.")]  # noqa: SIM118 - not a dict
             found_tensors = {key.removeprefix(f"{index}."): file.get_tensor(key) for key in own}
-            corrections[int(index)] = CORRECTIONS[kind].from_tensors(found_tensors, captured.sites[int(index)])
-    return Artifact(captured, corrections, law_from_json(manifest["null"]), manifest)
+            if not index.isdecimal() or int(index) >= len(captured.sites):
+                raise ValueError(f"there is no activation site {index!r}")
+            site = captured.sites[int(index)]
+            for name, tensor in found_tensors.items():
+                if tensor.shape != (site.channels,) or not tensor.is_floating_point() or not tensor.isfinite().all():
+                    raise ValueError(f"{index}.{name} is not {site.channels} finite numbers")
+            corrections[site.index] = CORRECTIONS[kind].from_tensors(found_tensors, site)
+    if not corrections:
+        raise ValueError("there is no correction")
+    law = law_from_json(manifest["null"])
+    law.check()
+    return Artifact(captured, corrections, law, manifest)
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -167,7 +208,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise BadArtifact(f"artifact: {folder} has no {MANIFEST}; it is no artifact of `guard fit`.", field="artifact")
     try:
         manifest = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactDamaged(f"artifact: {path} is no JSON: {error}. Fit or copy the artifact again.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise BadArtifact(f"artifact: {path} is no manifest of {FORMAT}.", field="artifact")

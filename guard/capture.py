@@ -148,11 +148,19 @@ def capture(
     channels, height, width = (int(side) for side in shape)
     spec = InputSpec(channels, height, width, *_normalisation(mean, std, channels))
     device = device or next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+    odd = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
+    if odd:
+        raise BadModel(
+            f"model: its weights are {', '.join(map(str, odd))}; give it in float32 (model.float()). "
+            "To serve in bfloat16, fit with dtype bfloat16.",
+            field="model",
+        )
     try:
         wrapped = Normalised(copy.deepcopy(model), spec).to(device)
         for module in wrapped.modules():
             module.training = False  # not eval(): exported modules refuse it
-        example = torch.zeros(2, *spec.shape, device=device)
+        example = torch.rand(2, *spec.shape, generator=torch.Generator().manual_seed(0)).to(device)
+        example[1:] *= 0.25
         batch = {0: Dim("batch", min=1)}
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -161,19 +169,46 @@ def capture(
     except Exception as error:
         raise CaptureFailed(
             f"model: torch.export could not capture {type(model).__name__} for inputs {spec.shape}: "
-            f"{_first_line(error)}. Check the input shape; forward must be traceable (no data-dependent "
-            "Python branches) and work for any batch size from 1 on.",
+            f"{_first_line(error)}. Check the input shape; forward must be traceable (no data-dependent Python "
+            "branches) and work for any batch size from 1 on (export a .pt2 with Dim('batch') as its first dimension).",
             field="model",
         ) from error
-    return from_program(program, spec)
+    captured = from_program(program, spec)
+    _check_alone(captured, example)
+    return captured
+
+
+def _check_alone(captured: Captured, images: Tensor) -> None:
+    """Refuse a model whose answer to an image depends on chance, or on the other images of the batch."""
+    module = captured.module()
+    with torch.inference_mode():
+        together, alone = module(images)[:1], module(images[:1])
+    if float((together - alone).abs().max()) > 1e-3 * (1.0 + float(together.abs().max())):
+        raise BadModel(
+            "model: its answer to an image depends on the other images of the batch, or on chance. Give batch norms "
+            "their running statistics, and switch off dropout in forward.",
+            field="model",
+        )
 
 
 def from_program(program: ExportedProgram, spec: InputSpec) -> Captured:
     """Wrap an exported program (functional, one image input, one logits output); find its sites."""
     outputs = next(node for node in program.graph.nodes if node.op == "output").args[0]
+    if program.graph_signature.buffers_to_mutate:
+        raise BadModel(
+            f"model: forward changes the buffers {', '.join(program.graph_signature.buffers_to_mutate.values())}; "
+            "a classifier that is served must leave itself as it is.",
+            field="model",
+        )
     if len(outputs) != 1 or not isinstance(outputs[0], fx.Node):
         raise BadModel(
             f"model: expected one output, logits [N, K]; the model returns {len(outputs)} values. "
+            "Wrap it so that forward returns the logits alone.",
+            field="model",
+        )
+    if not program.call_spec.out_spec.is_leaf():
+        raise BadModel(
+            "model: expected logits [N, K], but forward returns them in a dict, list or tuple. "
             "Wrap it so that forward returns the logits alone.",
             field="model",
         )
@@ -187,13 +222,14 @@ def from_program(program: ExportedProgram, spec: InputSpec) -> Captured:
 
 
 def find_sites(graph: fx.Graph) -> tuple[Site, ...]:
-    """Every call of an activation function, in execution order."""
+    """Every call of an activation function on one row an image, in execution order."""
     sites: list[Site] = []
+    batch = next((str(node.meta["val"].shape[0]) for node in reversed(graph.nodes) if node.op == "placeholder"), "")
     for node in graph.nodes:
         if node.op != "call_function" or node.target not in ACTIVATIONS:
             continue
         value = node.meta["val"]
-        if value.ndim < 2:
+        if value.ndim < 2 or str(value.shape[0]) != batch:  # patches as rows: no extremes of an image to take
             continue
         axis = _channel_axis(node)
         channels = value.shape[axis]

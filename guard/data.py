@@ -55,7 +55,7 @@ def as_float(images: Tensor) -> Tensor:
 def batches(images: Tensor, size: int) -> Iterator[Tensor]:
     """Float32 batches [≤ size, C, H, W] in order."""
     for start in range(0, len(images), size):
-        yield as_float(images[start : start + size])
+        yield as_float(images[start : start + size]).contiguous()
 
 
 def load_data(source: str, *, size: tuple[int, int] | None = None) -> Data:
@@ -143,8 +143,10 @@ def check_labels(given: Any, count: int, classes: int | None = None) -> Tensor:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (classes is not None and high >= classes):
         raise BadData(
-            f"labels: the model has {classes} classes, so labels go from 0 to {(classes or 1) - 1}; "
-            f"got {low} to {high}.",
+            "labels: "
+            + (f"the model has {classes} classes, so labels" if classes else "they")
+            + (f" go from 0 to {classes - 1}; " if classes else " start at 0; ")
+            + f"got {low} to {high}.",
             field="labels",
         )
     return labels
@@ -225,7 +227,7 @@ def _torchvision(source: str, size: tuple[int, int] | None) -> Data:
             image, label = dataset[index]
             arrays.append((f"image {index}", _pixels(image, size)))
             labels.append(label)
-    except (RuntimeError, OSError, ValueError, TypeError, AttributeError) as error:
+    except (RuntimeError, OSError, ValueError, TypeError, AttributeError, ImportError, LookupError) as error:
         raise BadData(f"data: {source} cannot be read: {error}. Nothing is downloaded here.", field="data") from error
     names = getattr(dataset, "classes", None)
     images = _stack(arrays)

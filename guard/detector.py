@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from guard.data import as_float
+from guard.data import as_float, check_images
 from guard.errors import BadSetting
 from guard.margin import margin_change, online_rule
 from guard.null import NullLaw
@@ -20,8 +22,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class Guard:
     """MMDF (arXiv 2308.04617, Sec. 4): ``verdict = guard(images)``.
 
-    images: [B, C, H, W], float32 in [0, 1] or uint8, not checked here (`guard.data.check_images` does). The three
-    stages of a call can be run one by one: ``original``, ``corrected``, ``verdict``.
+    images: [B, C, H, W], float32 in [0, 1] or uint8. The three stages of a call can be run one by one, and then check
+    nothing: ``original``, ``corrected``, ``verdict``.
 
     spec, classes, method, threshold (p-value below which an image is flagged), fingerprint, created_at and
     manifest say what was loaded. Results are on the CPU.
@@ -46,18 +48,25 @@ class Guard:
         self.twin.compile(**options)
         return self
 
-    @torch.inference_mode()
     def original(self, images: Tensor) -> tuple[Tensor, Frontier]:
         """(logits float32 [B, K] of the original network, what the corrected network reads of it)."""
-        logits, frontier = self.twin.original(as_float(images.to(self.device)).to(self.dtype))
-        return logits.float().cpu(), frontier
+        with self._calibrated_path():
+            logits, frontier = self.twin.original(as_float(images.to(self.device)).to(self.dtype).contiguous())
+        return _plain(logits), frontier
 
-    @torch.inference_mode()
     def corrected(self, frontier: Frontier) -> Tensor:
         """Logits float32 [B, K] of the corrected network."""
-        return self.twin.corrected(frontier).float().cpu()
+        with self._calibrated_path():
+            logits = self.twin.corrected(frontier)
+        return _plain(logits)
 
-    @torch.inference_mode()
+    @contextmanager
+    def _calibrated_path(self) -> Iterator[None]:
+        """Scores are calibrated without autocast, so they are computed without it."""
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            yield
+
+    @torch.no_grad()
     def verdict(self, logits: Tensor, corrected_logits: Tensor, *, threshold: float | None = None) -> Verdict:
         """Score, p-value, flag and decision from the two logits [B, K]."""
         threshold = self.threshold if threshold is None else threshold
@@ -75,8 +84,14 @@ class Guard:
         )
 
     def __call__(self, images: Tensor) -> Verdict:
+        images = check_images(images, self.spec)
         logits, frontier = self.original(images)
         return self.verdict(logits, self.corrected(frontier))
+
+
+def _plain(logits: Tensor) -> Tensor:
+    """A float32 copy on the CPU that may be changed and differentiated, which what inference mode made may not."""
+    return logits.float().cpu().clone()
 
 
 def join(verdicts: list[Verdict]) -> Verdict:

@@ -27,6 +27,8 @@ from guard.versions import versions
 FEW = 100  # clean images under which the threshold is known to be unreliable
 
 
+@torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]
+@torch.autocast("cuda", enabled=False)  # type: ignore[untyped-decorator]
 def fit(
     model: nn.Module,
     images: Tensor,

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from guard.errors import BadModel
+from guard.programs import load_program
 
 STATE_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "state", "weights", "params")
 
@@ -114,7 +115,7 @@ def _factory(source: str) -> Callable[[], Any]:
         module = _module_file(Path(module_name)) if module_name.endswith(".py") else _module(module_name)
     except FileNotFoundError:
         raise BadModel(f"model: there is no file {module_name}.", field="model") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadModel(
             f"model: importing {module_name} failed: {type(error).__name__}: {error}.", field="model"
         ) from error
@@ -125,7 +126,7 @@ def _factory(source: str) -> Callable[[], Any]:
     def build() -> Any:
         try:
             return factory()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise BadModel(f"model: {source}() failed: {type(error).__name__}: {error}.", field="model") from error
 
     return build
@@ -155,6 +156,8 @@ def _exported(path: Path) -> nn.Module:
     if not path.is_file():
         raise BadModel(f"model: there is no file {path}.", field="model")
     try:
-        return torch.export.load(path).module()
+        return load_program(path).module()
     except Exception as error:
-        raise BadModel(f"model: {path} is no program of torch.export: {error}.", field="model") from error
+        raise BadModel(
+            f"model: {path} is no program of torch.export that can be trusted: {error}.", field="model"
+        ) from error

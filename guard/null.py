@@ -39,6 +39,15 @@ class NullLaw(ABC):
     def survival(self, scores: Floats) -> Floats:
         """P(S ≥ score) for finite scores [N]."""
 
+    def check(self) -> None:
+        """Raise ValueError where numbers from a file make no law: not finite, a scale of zero, scores out of order."""
+        for name, value in asdict(self).items():
+            values = np.asarray(value, dtype=np.float64)
+            if not np.isfinite(values).all() or (name in ("std", "scale", "n") and values <= 0):
+                raise ValueError(f"null: {name} = {value!r}")
+            if name == "scores" and (not values.size or (np.diff(values) < 0).any()):
+                raise ValueError("null: the scores are not in order")
+
     @property
     def floor(self) -> float:
         """The smallest p-value that the law can give (0 for laws that extrapolate beyond the data)."""

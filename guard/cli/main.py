@@ -25,7 +25,7 @@ from guard.cli.options import (
     write_json,
 )
 from guard.cli.texts import describe, table
-from guard.errors import BadInput, GuardError
+from guard.errors import ArtifactDamaged, BadInput, GuardError
 
 GROUP = "guard.commands"
 
@@ -278,6 +278,10 @@ def inspect(artifact: str, json_path: str | None) -> None:
     if json_path:
         write_json(manifest, json_path)
     if json_path != "-":
-        click.echo(describe(manifest))
-        for warning in manifest.get("warnings", []):
-            click.echo(f"warning: {warning}")
+        try:
+            lines = [describe(manifest), *(f"warning: {warning}" for warning in manifest["warnings"])]
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise ArtifactDamaged(
+                f"artifact: the manifest of {artifact} is not what a fit writes: {error!r}."
+            ) from error
+        click.echo("\n".join(lines))

@@ -37,9 +37,12 @@ def target(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 
 
 def in_a_folder(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
-    """Refuse a file whose folder is not there, before the work begins."""
-    if value not in (None, "-") and not Path(value).absolute().parent.is_dir():
-        raise click.BadParameter(f"there is no folder {Path(value).parent}")
+    """Refuse a file that cannot be written, before the work begins."""
+    if value not in (None, "-"):
+        if Path(value).is_dir():
+            raise click.BadParameter(f"{value} is a folder; name a file")
+        if not Path(value).absolute().parent.is_dir():
+            raise click.BadParameter(f"there is no folder {Path(value).parent}")
     return value
 
 

@@ -103,6 +103,8 @@ class Learned(NamedTuple):
     report: dict[str, Any]
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def learn_bounds(
     twin: Twin,
     start: Bounds,
