@@ -12,7 +12,6 @@ to the folder can make them anew.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -54,7 +53,7 @@ class Artifact:
 
     def guard(self, device: str | torch.device | None = None) -> Guard:
         """The guard, ready to be called; ``device`` None: where the classifier was captured."""
-        twin = build_twin(self.captured, copy.deepcopy(self.corrections))  # a cast or a move stays the guard's own
+        twin = build_twin(self.captured, self.corrections)
         dtype = self.manifest["settings"]["dtype"]
         return Guard(twin, self.law, self.manifest, dtype=dtype, device=device or self.captured.device)
 

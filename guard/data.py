@@ -90,6 +90,7 @@ def check_images(given: Any, spec: InputSpec | None = None) -> Tensor:
     images = _tensor(given, "images: expected uint8 or float32 in [0, 1]", "images")
     if not isinstance(images, Tensor):
         raise BadData(f"images: expected a tensor [N, C, H, W], got {type(images).__name__}.", field="images")
+    images = images.detach()
     if images.ndim != 4:
         raise BadData(f"images: expected shape [N, C, H, W], got {list(images.shape)}.", field="images")
     if len(images) == 0:

@@ -9,6 +9,7 @@ without repeating the shared prefix, and so that fits can cache the frontier of 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from typing import Any, cast
 
 import torch
@@ -66,8 +67,7 @@ def build_twin(captured: Captured, corrections: Mapping[int, nn.Module]) -> Twin
     Args:
         captured: the classifier. corrections: site index → correction; sites without one are left alone.
 
-    The network's own weights share memory with ``captured`` until they are cast or moved; the corrections are taken
-    as they are.
+    The network's weights share memory with ``captured`` until the twin is cast or moved; the corrections are copied.
     """
     if not corrections:
         raise ValueError("corrections: expected at least one site")
@@ -115,7 +115,7 @@ def build_twin(captured: Captured, corrections: Mapping[int, nn.Module]) -> Twin
     _placeholders_first(copy)
 
     attributes = _attributes(module, copy)
-    attributes |= {f"corrections.{index}": correction for index, correction in by_node.values()}
+    attributes |= {f"corrections.{index}": deepcopy(correction) for index, correction in by_node.values()}
     corrected_module = fx.GraphModule(attributes, copy, class_name="Corrected")
 
     for node in module.graph.nodes:

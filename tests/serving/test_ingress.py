@@ -315,3 +315,31 @@ def test_a_defect_of_ours_is_a_plain_500(client, monkeypatch, clean) -> None:
     assert answer.status_code == 500
     assert "secret" not in answer.text
     assert set(answer.json()) == {"error", "field"}
+
+
+def test_the_pixels_of_all_files_of_a_request_count_together(client) -> None:
+    """Two files of 60 % of the budget each are refused together, and each alone is not."""
+    one = png(np.ones((1, 3, 75, 80), np.float32))
+    instances = [{"b64": base64.b64encode(one).decode()}]
+    server = client()
+    alone = server.post(PREDICT, json={"instances": instances})
+    together = server.post(PREDICT, json={"instances": instances * 2})
+    assert alone.status_code == 200, alone.text
+    assert together.status_code == 413
+    assert together.json()["field"] == "instances[1].b64"
+
+
+@pytest.mark.parametrize("name", [[], {}, None, 5])
+def test_a_requested_output_must_have_a_name(client, clean, name) -> None:
+    """What cannot be a name is a bad request, not a failure."""
+    answer = client().post(INFER, json=tensor(clean) | {"outputs": [{"name": name}]})
+    assert answer.status_code == 400
+    assert answer.json()["field"] == "outputs[0].name"
+
+
+def test_an_id_that_no_answer_could_carry_is_refused(client, clean) -> None:
+    """A lone surrogate is valid JSON and no text."""
+    body = json.dumps(tensor(clean) | {"id": "x"}).replace('"x"', '"\\ud800"')
+    answer = client().post(INFER, content=body.encode())
+    assert answer.status_code == 400
+    assert answer.json()["field"] == "id"
