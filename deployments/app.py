@@ -7,6 +7,8 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from deployments.config import ServeConfig
@@ -15,6 +17,7 @@ QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 HEALTH_PERIOD_S = 1.0
 HEALTH_TIMEOUT_S = 10.0
 DRAIN_S = 20.0
+CLOSING = "closing"
 
 
 @serve.ingress()
@@ -99,3 +102,19 @@ def build_metrics(config: ServeConfig) -> Application:
         logging_config=QUIET,
     )
     return deploy(MetricsReplica).bind(config.metrics_dir)
+
+
+class ClosingReplica:
+    """Takes the classifier's place at shutdown: a refusal that load balancers understand, until the proxy goes."""
+
+    async def __call__(self, _request: Request) -> Response:
+        error = {"error": "the server is shutting down: try another replica", "field": None}
+        return JSONResponse(error, status_code=503, headers={"retry-after": "1"})
+
+
+def build_closing() -> Application:
+    """The application that ends the classifier's: requests in flight get their answers, new ones a 503."""
+    closing = serve.deployment(
+        name=CLOSING, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000, logging_config=QUIET
+    )
+    return closing(ClosingReplica).bind()

@@ -8,6 +8,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,17 +86,23 @@ def _start_serve(config: ServeConfig) -> None:
 
 
 def _stop() -> None:
-    """Delete the applications while the proxy stands, so that requests in flight get their answers; then all of Ray.
+    """Put a refusal in the classifier's place, wait until requests in flight have their answers, then end all of Ray.
 
     Also ends the processes of a start that was cut short.
     """
     import ray
     from ray import serve as ray_serve
 
+    from deployments import app
+
     try:
-        if ray.is_initialized():
-            for name in ray_serve.status().applications:
-                ray_serve.delete(name)
+        if ray.is_initialized() and APP in ray_serve.status().applications:
+            ray_serve.run(app.build_closing(), name=APP, route_prefix="/")
+            deadline = time.monotonic() + app.DRAIN_S
+            while set(ray_serve.status().applications[APP].deployments) != {app.CLOSING}:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.05)
     finally:
         ray.shutdown()
 

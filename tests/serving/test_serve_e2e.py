@@ -199,10 +199,24 @@ def test_each_kind_of_refusal_reaches_the_client(url, path, content, content_typ
     assert (answer.status_code, answer.json()["field"]) == (status, field)
 
 
+def statuses_until_nobody_listens(url: str) -> set[int]:
+    """The statuses of requests made one after the other, all with a JSON body."""
+    found = set()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            answer = httpx.get(url, timeout=30)
+        except httpx.TransportError:
+            break
+        answer.json()
+        found.add(answer.status_code)
+    return found
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_the_command_ends_cleanly(artifact: Path, name: str, environment: None) -> None:
-    """`guard serve` answers its own example; on SIGTERM, and on Ctrl-C to its whole group, the exit status is 0
-    and no process of it is left."""
+    """`guard serve` answers its own example; on SIGTERM, and on Ctrl-C to its whole group, requests are answered or
+    refused with 503 as long as anyone listens, the exit status is 0, and no process of it is left."""
     port = free_port()
     process = start(artifact, "--port", str(port), "--mode", "correct", "--name", "named")
     try:
@@ -218,10 +232,13 @@ def test_the_command_ends_cleanly(artifact: Path, name: str, environment: None) 
             process.terminate()
         else:
             os.killpg(process.pid, signal.SIGINT)
+        statuses = statuses_until_nobody_listens(f"http://127.0.0.1:{port}/v2/models/named")
         process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 0
+    assert statuses <= {200, 503}
+    assert 503 in statuses
     deadline = time.monotonic() + 10
     while (left := [pid for pid in family if alive(pid)]) and time.monotonic() < deadline:
         time.sleep(0.2)
