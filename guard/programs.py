@@ -22,7 +22,11 @@ _EXPRESSION = re.compile(
     r"True|False|Eq|Ne|Add|Mul|Pow|Integer|Rational|Identity|ModularIndexing|"
     r"Le|Lt|Ge|Gt|Max|Min|Mod|FloorDiv|PythonMod|CleanDiv|CeilDiv|ToFloat|\d++|[-+*/(), <>=&|~])*+"
 )
-_TARGET = re.compile(r"torch\.ops\.\w+\.\w+\.\w+|_operator\.\w+|math\.\w+|torch\.sym_\w+")
+# Operators of torch but the one that maps files, and arithmetic on sizes; not _operator.call and its like.
+_TARGET = re.compile(
+    r"torch\.ops\.(?!aten\.from_file)\w+\.\w+\.\w+|torch\.sym_\w+|math\.(?:ceil|floor|trunc|sqrt|pow)|"
+    r"_operator\.(?:getitem|add|sub|mul|truediv|floordiv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|not_)"
+)
 
 
 def load_program(path: str | os.PathLike[str]) -> ExportedProgram:

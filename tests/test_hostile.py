@@ -103,6 +103,24 @@ def test_an_expression_in_a_program_is_never_evaluated(folder: Path, tmp_path: P
     assert not mark.exists()
 
 
+@pytest.mark.parametrize(
+    "target", ["_operator.call", "_operator.attrgetter", "torch.ops.aten.from_file.default", "os.system"]
+)
+def test_a_call_that_is_no_operator_is_refused(folder: Path, target: str) -> None:
+    """A graph calls operators and arithmetic, nothing that reaches files or attributes."""
+
+    def poison(name: str, data: bytes) -> bytes:
+        if not name.endswith("models/model.json"):
+            return data
+        assert b"torch.ops.aten.relu.default" in data
+        return data.replace(b"torch.ops.aten.relu.default", target.encode())
+
+    rewrite(folder / PROGRAM, poison)
+    reseal(folder)
+    with pytest.raises(BadArtifact, match="no operator of torch and no size"):
+        guard.load(folder)
+
+
 def _replace(value: Any, key: str, new: str) -> Any:
     if isinstance(value, dict):
         return {name: new if name == key else _replace(inner, key, new) for name, inner in value.items()}
