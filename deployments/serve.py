@@ -12,18 +12,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from deployments.config import MODES, ServeConfig, checked
 from deployments.errors import StartFailed
+from deployments.signals import SIGNALS, interrupt_on_signals, until_interrupted
 from guard.errors import BadInput, BadSetting
 
 # A 1×1 PNG: the example request needs no file.
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgYGAAAAAEAAH2FzhVAAAAAElFTkSuQmCC"
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 APP, METRICS_APP = "guard", "guard-metrics"
 
 
@@ -143,16 +142,13 @@ def serve(**options: Any) -> None:
     """Serve the artifact DIR over HTTP until SIGTERM or Ctrl-C."""
     try:
         config = checked(ServeConfig, options)
-        _interrupt_on_signals()
+        interrupt_on_signals()
         with running(config) as url:
             click.echo(
                 f"guard: serving {config.name} in mode {config.mode} at {url}, try: {_example(config, url)}", err=True
             )
-            try:
-                while True:
-                    signal.pause()
-            except KeyboardInterrupt:
-                click.echo("guard: shutting down", err=True)
+            until_interrupted()
+            click.echo("guard: shutting down", err=True)
     except KeyboardInterrupt:
         pass
     except SystemExit as ended:  # Ray's own handler, in the seconds in which it starts
@@ -169,18 +165,6 @@ def serve(**options: Any) -> None:
 def _example(config: ServeConfig, url: str) -> str:
     body = f'{{"instances": [{{"b64": "{PIXEL}"}}]}}'
     return f"curl -s {url}/v1/models/{config.name}:predict -d '{body}'"
-
-
-def _interrupt_on_signals() -> None:
-    """SIGTERM and Ctrl-C both raise KeyboardInterrupt, once: the shutdown that follows must not be cut short."""
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-        for name in SIGNALS:
-            signal.signal(name, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    for name in SIGNALS:
-        signal.signal(name, interrupt)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import socket
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from typing import Any
 
 import click
 
+from deployments.signals import interrupt_on_signals, until_interrupted
 from guard.progress import bars
 
 
@@ -40,6 +40,7 @@ def _run(
     from deployments.demo import story, traffic
     from deployments.serve import running
 
+    interrupt_on_signals()
     prepared = story.prepare(scratch, seed=seed, progress=bars)
     _say("start Ray Serve")
     config = ServeConfig(artifact=prepared.artifact, name="digits", port=port, mode="flag")
@@ -68,10 +69,8 @@ def _run(
             line = f"try: curl -s -H 'content-type: image/png' --data-binary @{picture.resolve()} {url}/classify"
             click.echo(line, err=json_path == "-")
             _say("the endpoint stays up until Ctrl-C")
-            try:
-                signal.pause()
-            except KeyboardInterrupt:
-                _say("shutting down")
+            until_interrupted()
+            _say("shutting down")
     missed = story.shortfalls(result.figures)
     for sentence in missed:
         _say(sentence)
