@@ -26,12 +26,11 @@ class Prepared:
     artifact: Path
     clean: Data
     triggered: Data
-    trigger: Tensor
 
 
 @dataclass(frozen=True)
 class Result:
-    """figures: the JSON of the demo. flagged, missed: rows of triggered images; alarms: of clean ones."""
+    """figures: the JSON of the demo. bare, guarded: answers to the clean images. flags: bool, one an image sent."""
 
     figures: dict[str, Any]
     evaluation: Evaluation
@@ -53,7 +52,6 @@ def prepare(folder: Path, *, seed: int, progress: Progress) -> Prepared:
         path,
         Data(images, labels, digits.CLASSES, "held-out digits"),
         Data(digits.triggered(images[others], trigger), labels[others], digits.CLASSES, "the same with the trigger"),
-        trigger,
     )
 
 
@@ -65,18 +63,16 @@ def attack(url: str, bare_url: str, prepared: Prepared, progress: Progress) -> R
 
     evaluation = guard.evaluate(guard.load(prepared.artifact), prepared.clean, prepared.triggered, TARGET)
     figures = dict(evaluation.figures)
-    flags = {}
-    for name, answers, data in (("clean", guarded, prepared.clean), ("triggered", bearing, prepared.triggered)):
-        decided = torch.tensor([body["corrected_label"] for body in answers.bodies])
-        flags[name] = torch.tensor([body["flagged"] for body in answers.bodies])
-        if name == "clean":
-            acc, fpr = _share(decided == data.labels), _share(flags[name])
-        else:
-            asr, pacc, tpr = _share(decided == TARGET), _share(decided == data.labels), _share(flags[name])
-    figures["guarded"] = {"acc": acc, "asr": asr, "pacc": pacc}  # as answered over HTTP
-    figures["detection"] = {**figures["detection"], "tpr": tpr, "fpr": fpr}
+    clean_decided, clean_flags = _heard(guarded)
+    triggered_decided, triggered_flags = _heard(bearing)
+    figures["guarded"] = {  # as answered over HTTP
+        "acc": _share(clean_decided == prepared.clean.labels),
+        "asr": _share(triggered_decided == TARGET),
+        "pacc": _share(triggered_decided == prepared.triggered.labels),
+    }
+    figures["detection"] = {**figures["detection"], "tpr": _share(triggered_flags), "fpr": _share(clean_flags)}
     figures["latency"] = {"bare": traffic.latency(bare.seconds), "guarded": traffic.latency(guarded.seconds)}
-    return Result(figures, evaluation, bare, guarded, flags["clean"], flags["triggered"])
+    return Result(figures, evaluation, bare, guarded, clean_flags, triggered_flags)
 
 
 def shortfalls(figures: dict[str, Any]) -> list[str]:
@@ -93,6 +89,14 @@ def shortfalls(figures: dict[str, Any]) -> list[str]:
             after["acc"] - after["pacc"] <= 0.10,
     }  # fmt: skip
     return [sentence for sentence, kept in promises.items() if not kept]
+
+
+def _heard(answers: traffic.Answers) -> tuple[Tensor, Tensor]:
+    """(the guard's decisions, its flags), as answered."""
+    bodies = answers.bodies
+    return torch.tensor([body["corrected_label"] for body in bodies]), torch.tensor(
+        [body["flagged"] for body in bodies]
+    )
 
 
 def _share(flags: Tensor) -> float:
