@@ -146,7 +146,10 @@ def fit(
     device: str | None,
     json_path: str | None,
 ) -> None:
-    """Fit a guard for MODEL on clean images and write it as an artifact."""
+    """Fit a guard for MODEL on clean images.
+
+    Writes an artifact: a folder with all that serving needs.
+    """
     import guard
     from guard.progress import bars
 
@@ -249,7 +252,10 @@ def evaluate(
 @size_option
 @device_option
 def score(artifact: str, data: str, out: Path, size: Any, device: str | None) -> None:
-    """Write label, corrected_label, score, p_value and flagged for each image of DATA."""
+    """Score each image of DATA, as CSV.
+
+    Columns: index, label, corrected_label, score, p_value, flagged.
+    """
     import guard
     from guard.evaluate import run
     from guard.progress import bars
@@ -271,7 +277,7 @@ def score(artifact: str, data: str, out: Path, size: Any, device: str | None) ->
 @click.argument("artifact", metavar="DIR")
 @json_option
 def inspect(artifact: str, json_path: str | None) -> None:
-    """Say what is in an artifact, for whom, and how good it is."""
+    """Say what is in an artifact, and for whom."""
     from guard.artifact import read_manifest
 
     manifest = read_manifest(artifact)
