@@ -36,7 +36,7 @@ def observe(captured: Captured, images: Tensor, *, batch_size: int, progress: Pr
             site = sites[node.name]
             others = [axis for axis in range(1, site.ndim) if axis != site.axis]
             with graph.inserting_after(node):
-                for operator in (aten.amin.default, aten.amax.default):  # inserted in front: amax comes first
+                for operator in (aten.amin.default, aten.amax.default):
                     extremes.append(graph.call_function(operator, (node, others)) if others else node)
     graph._codegen = fx.graph.CodeGen()  # plain arguments and results instead of export's pytrees
     runner = fx.GraphModule(module, graph)
