@@ -156,14 +156,14 @@ def capture(
             field="model",
         )
     try:
-        wrapped = Normalised(copy.deepcopy(model), spec).to(device)
-        for module in wrapped.modules():
-            module.training = False  # not eval(): exported modules refuse it
         example = torch.rand(2, *spec.shape, generator=torch.Generator().manual_seed(0)).to(device)
         example[1:] *= 0.25
         batch = {0: Dim("batch", min=1)}
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # torch's own, of its own code
+            wrapped = Normalised(copy.deepcopy(model), spec).to(device)
+            for module in wrapped.modules():
+                module.training = False  # not eval(): exported modules refuse it
             program = torch.export.export(wrapped, (example,), dynamic_shapes={"images": batch})
             program = program.run_decompositions({})
     except Exception as error:

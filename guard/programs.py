@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import warnings
 from typing import Any
 
 import torch
@@ -53,8 +54,10 @@ def load_program(path: str | os.PathLike[str]) -> ExportedProgram:
                     _plain(reader.get_record(f"{folder}/{entry['path_name']}"), entry["path_name"])
         elif name.startswith("models/"):
             _harmless(json.loads(reader.get_record(name)))
-    # not torch.export.load: where this raises, that falls back to an older format, unseen by the checks above
-    program: ExportedProgram = load_pt2(os.fspath(path)).exported_programs["model"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of its own code
+        # not torch.export.load: where this raises, that falls back to an older format, unseen by the checks above
+        program: ExportedProgram = load_pt2(os.fspath(path)).exported_programs["model"]
     return program
 
 

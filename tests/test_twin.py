@@ -120,7 +120,7 @@ def test_shared_prefix(pair: tuple[nn.Module, Captured]) -> None:
     first = len(captured.sites) // 2
     chosen = bounds(model, captured, first)
     twin, x = twin_of(captured, chosen), images(3)
-    assert torch.allclose(twin(x)[1], bounded(model, x, chosen), rtol=1e-5, atol=1e-6)
+    assert torch.allclose(twin(x)[1], bounded(model, x, chosen), rtol=1e-4, atol=1e-5)
 
     reached: set[str] = set()  # what depends on a corrected site, by a walk over users
     nodes = {node.name: node for node in captured.module().graph.nodes}
@@ -194,9 +194,9 @@ def test_the_users_model_is_left_as_it_came(victim: nn.Module, clean: Data, trai
     assert state() == before
 
 
-def test_a_guard_in_bfloat16_leaves_the_captured_program_alone(captured: Captured) -> None:
+def test_a_guard_in_bfloat16_leaves_the_captured_program_alone(victim: nn.Module) -> None:
     """Casting one twin changes neither the captured program nor another twin of it."""
-    captured = copy.deepcopy(captured)
+    captured = capture(victim, (3, 16, 16))
     clips = {
         site.index: Clip(torch.ones(site.channels), None, axis=site.axis, ndim=site.ndim) for site in captured.sites
     }

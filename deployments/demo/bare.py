@@ -12,6 +12,8 @@ from ray import serve
 from ray.serve import Application
 from starlette.requests import Request
 
+from guard.programs import load_program
+
 
 class Bare:
     """Decodes the image, runs the user's network, answers with the label."""
@@ -20,7 +22,7 @@ class Bare:
         import torch
 
         torch.set_num_threads(1)
-        self._network = torch.export.load(program).module()
+        self._network = load_program(program).module()
 
     async def __call__(self, request: Request) -> dict[str, Any]:
         import torch
