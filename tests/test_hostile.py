@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import shutil
 import warnings
@@ -81,9 +82,11 @@ def test_a_pickle_in_a_program_is_never_run(folder: Path, tmp_path: Path) -> Non
     with pytest.raises(BadModel, match="unpickling"):
         guard.load_model(str(folder / PROGRAM))
     assert not mark.exists()
+    logging.disable()  # torch 2.11 logs here with a format that fails
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own
         torch.export.load(folder / PROGRAM)
+    logging.disable(logging.NOTSET)
     assert mark.exists(), "the case has no teeth: torch itself does not run it"
 
 
