@@ -21,9 +21,9 @@ T = TypeVar("T")
 
 
 class Router(Protocol):
-    """Of a guard's rule what a warm-up needs: for decisions int64 [B] the corrected network of each, or −1: none."""
+    """Of a guard's rule what a warm-up needs: for decisions [B] the corrected network of each, or −1: none."""
 
-    def route(self, label: Tensor) -> Tensor: ...
+    def route(self, label: NDArray[np.int64]) -> NDArray[np.int64]: ...
 
 
 class Guard(Protocol):
@@ -129,7 +129,7 @@ class Passes:
         """Whatever black images are decided as, each corrected network gets all of them once, by made-up logits."""
         first = self._original(np.zeros((size, *self._guard.spec.shape), np.float32))
         logits = torch.eye(len(self._guard.classes))
-        routes = self._guard.rule.route(logits.argmax(1)).tolist()
+        routes = self._guard.rule.route(np.arange(len(logits))).tolist()
         for network in set(routes) - {-1}:
             decided = logits[routes.index(network)].repeat(size, 1)
             self._evidence(decided, self._guard.corrected(decided, first.frontier))

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from guard.data import as_float, check_images
 from guard.errors import BadSetting
-from guard.margin import online_rule
 from guard.rules import Rule
+from guard.statistic import Labels, online_rule
 from guard.twin import Frontier, Twin
 from guard.types import InputSpec, Verdict
 
@@ -56,11 +56,11 @@ class Guard:
 
     def suspects(self, logits: Tensor) -> Tensor:
         """Which of the rows of logits [B, K] need a corrected network, bool [B]; for the others the answer stands."""
-        return self.rule.route(logits.argmax(1)) >= 0
+        return torch.from_numpy(self._route(logits) >= 0)
 
     def corrected(self, logits: Tensor, frontier: Frontier) -> Tensor:
         """Logits float32 [B, K] of the corrected network that each row needs; the original's where it needs none."""
-        network = self.rule.route(logits.argmax(1))
+        network = torch.from_numpy(self._route(logits))
         answer = logits.clone()
         with self._calibrated_path():
             for index in network.unique().tolist():
@@ -70,6 +70,9 @@ class Guard:
                 elif index >= 0:
                     answer[rows] = _plain(self.twin.corrected(frontier, index, rows.to(self.device)))
         return _plain(answer)
+
+    def _route(self, logits: Tensor) -> Labels:
+        return self.rule.route(logits.numpy().argmax(1))
 
     @contextmanager
     def _calibrated_path(self) -> Iterator[None]:
@@ -81,12 +84,19 @@ class Guard:
             else:  # entering autocast to switch off what is off would cost 0.1 ms a request
                 yield
 
-    @torch.no_grad()
     def verdict(self, logits: Tensor, corrected_logits: Tensor, *, threshold: float | None = None) -> Verdict:
         """Score, p-value, flag and decision from the two logits [B, K]; ``threshold``: see `guard.rules.Rule.judge`."""
-        score, p_value, flagged = self.rule.judge(logits, corrected_logits, threshold)
-        decision = online_rule(logits, corrected_logits, flagged)
-        return Verdict(logits, corrected_logits, logits.argmax(1), decision, score, p_value, flagged)
+        original, corrected = logits.detach().numpy(), corrected_logits.detach().numpy()
+        score, p_value, flagged = self.rule.judge(original, corrected, threshold)
+        return Verdict(
+            logits,
+            corrected_logits,
+            label=torch.from_numpy(original.argmax(1)),
+            corrected_label=torch.from_numpy(online_rule(original, corrected, flagged)),
+            score=torch.from_numpy(score),
+            p_value=None if p_value is None else torch.from_numpy(p_value),
+            flagged=torch.from_numpy(flagged),
+        )
 
     def __call__(self, images: Tensor) -> Verdict:
         images = check_images(images, self.spec)

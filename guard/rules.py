@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from guard.margin import margin, margin_change
 from guard.null import NullLaw, law_from_json
+from guard.statistic import Flags, Labels, Logits, Scores, disagreement, margin_change
 
 
 class Rule(ABC):
@@ -26,14 +25,14 @@ class Rule(ABC):
     score: float  # flag above this score, in logits
 
     @abstractmethod
-    def route(self, label: Tensor) -> Tensor:
-        """For decisions int64 [B] of the original network the corrected network each image needs, or −1: none."""
+    def route(self, label: Labels) -> Labels:
+        """For decisions [B] of the original network the corrected network each image needs, or −1: none."""
 
     @abstractmethod
     def judge(
-        self, logits: Tensor, corrected_logits: Tensor, threshold: float | None = None
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """(score float64 [B], p-value float64 [B] or None, flagged bool [B]) from both logits [B, K].
+        self, logits: Logits, corrected_logits: Logits, threshold: float | None = None
+    ) -> tuple[Scores, Scores | None, Flags]:
+        """(score [B], p-value [B] or None, flagged [B]) from both logits [B, K].
 
         Rows that need no corrected network have the original's logits in both. ``threshold``: a p-value that flags in
         place of the rule's own.
@@ -61,14 +60,14 @@ class MarginChange(Rule):
     def score(self) -> float:  # type: ignore[override]
         return self.law.threshold(self.p_value)
 
-    def route(self, label: Tensor) -> Tensor:
-        return torch.zeros_like(label)
+    def route(self, label: Labels) -> Labels:
+        return np.zeros_like(label)
 
     def judge(
-        self, logits: Tensor, corrected_logits: Tensor, threshold: float | None = None
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        self, logits: Logits, corrected_logits: Logits, threshold: float | None = None
+    ) -> tuple[Scores, Scores | None, Flags]:
         score = margin_change(logits, corrected_logits)
-        p_value = torch.from_numpy(self.law.p_value(score.numpy()))
+        p_value = self.law.p_value(score)
         return score, p_value, p_value < (self.p_value if threshold is None else threshold)
 
     def to_manifest(self) -> dict[str, Any]:
@@ -105,21 +104,16 @@ class Disagreement(Rule):
     def networks(self) -> int:  # type: ignore[override]
         return len(self.targets)
 
-    def route(self, label: Tensor) -> Tensor:
-        network = torch.full_like(label, -1)
+    def route(self, label: Labels) -> Labels:
+        network = np.full_like(label, -1)
         for index, target in enumerate(self.targets):
             network[label == target] = index
         return network
 
     def judge(
-        self, logits: Tensor, corrected_logits: Tensor, threshold: float | None = None
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The score is by how much the corrected network prefers another class, −m_c*(g, x): above zero it disagrees.
-
-        A row with a value that is not finite scores +inf: it cannot be trusted.
-        """
-        score = -margin(corrected_logits.double(), logits.argmax(1))
-        score[~torch.isfinite(logits + corrected_logits).all(1)] = float("inf")
+        self, logits: Logits, corrected_logits: Logits, threshold: float | None = None
+    ) -> tuple[Scores, Scores | None, Flags]:
+        score = disagreement(logits, corrected_logits)
         return score, None, score > self.score
 
     def to_manifest(self) -> dict[str, Any]:

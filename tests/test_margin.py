@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from guard.margin import margin, margin_change, online_rule
+from guard.margin import margin
+from guard.statistic import Logits, Scores, disagreement, margin_change, online_rule
 from guard.surrogates import maximise_margins
+
+Statistic = Callable[[Logits, Logits], Scores]
 
 
 def drawn(seed: int, rows: int = 50, classes: int = 6) -> Tensor:
@@ -38,21 +43,34 @@ def test_margin_change(classes: int) -> None:
     for row, other in zip(logits.tolist(), corrected.tolist(), strict=True):
         decision = int(np.argmax(row))
         expected.append(margin_by_loop(row, decision) - margin_by_loop(other, decision))
-    assert margin_change(logits, corrected).tolist() == expected
+    assert margin_change(logits.numpy(), corrected.numpy()).tolist() == expected
     assert any(sorted(row)[-1] == sorted(row)[-2] for row in logits.tolist())  # there were ties
+
+
+def test_disagreement() -> None:
+    """The score is above zero exactly where the corrected network prefers another class, by how much it does."""
+    logits, corrected = drawn(2), drawn(3)
+    score = disagreement(logits.numpy(), corrected.numpy())
+    decisions = logits.argmax(1).tolist()
+    pairs = zip(corrected.tolist(), decisions, strict=True)
+    assert score.tolist() == [-margin_by_loop(row, decision) for row, decision in pairs]
+    assert 5 < (score > 0).sum() < 50
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("classes", [2, 5])
-def test_a_value_that_is_not_finite_scores_infinity(value: float, which: int, classes: int) -> None:
+@pytest.mark.parametrize("statistic", [margin_change, disagreement])
+def test_a_value_that_is_not_finite_scores_infinity(
+    statistic: Statistic, value: float, which: int, classes: int
+) -> None:
     """One NaN or infinity in any place of either network's logits makes that row's score +inf, and no other's."""
     for place in range(classes):
-        pair = [torch.arange(2.0 * classes).view(2, classes), torch.zeros(2, classes)]
+        pair = [np.arange(2 * classes, dtype=np.float32).reshape(2, classes), np.zeros((2, classes), np.float32)]
         pair[which][0, place] = value
-        score = margin_change(*pair)
-        assert score[0] == float("inf")
-        assert torch.isfinite(score[1])
+        score = statistic(*pair)
+        assert score[0] == np.inf
+        assert np.isfinite(score[1])
 
 
 def test_online_rule() -> None:
@@ -64,7 +82,7 @@ def test_online_rule() -> None:
         decision = int(np.argmax(row))
         rest = [(value, -index) for index, value in enumerate(other) if index != decision]
         expected.append(-max(rest)[1] if flag else decision)
-    assert online_rule(logits, corrected, flagged).tolist() == expected
+    assert online_rule(logits.numpy(), corrected.numpy(), flagged.numpy()).tolist() == expected
 
 
 def surrogates(steps: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

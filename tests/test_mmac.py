@@ -13,10 +13,11 @@ import guard
 from guard.capture import Captured, capture
 from guard.config import FitSettings, LearningSettings
 from guard.data import Data, as_float
-from guard.margin import margin, margin_change
+from guard.margin import margin
 from guard.methods.mmac import Mmac
 from guard.methods.mmdf import cross_fit
 from guard.progress import silent
+from guard.statistic import margin_change
 from guard.surrogates import maximise_margins
 from guard.twin import Twin, build_twin
 
@@ -145,6 +146,6 @@ def test_cross_fit(victim: nn.Module, captured: Captured, clean: Data) -> None:
         rest = torch.tensor([row for row in range(250) if row not in set(held_out.tolist())])
         bounds = [Bound(torch.quantile(values[rest], 0.9, dim=0), None, 1) for values in maxima]
         corrected = bounded(victim, images[held_out], bounds)
-        expected[held_out.numpy()] = margin_change(logits[held_out], corrected).numpy()
+        expected[held_out.numpy()] = margin_change(logits[held_out].numpy(), corrected.numpy())
     assert np.allclose(scores, expected, atol=1e-4)
     assert scores.std() > 0.1

@@ -16,12 +16,12 @@ from guard.config import FitSettings
 from guard.data import batches
 from guard.detector import DTYPES
 from guard.errors import BadData, BadSetting
-from guard.margin import margin_change
 from guard.methods.base import Fitted
 from guard.methods.mmac import Bounded, Mmac
 from guard.null import fit_law
 from guard.progress import Progress, silent
 from guard.rules import MarginChange
+from guard.statistic import Logits, margin_change
 from guard.twin import build_twin
 
 FEW = 100  # clean images under which the threshold is known to be unreliable
@@ -73,19 +73,19 @@ def cross_fit(
             rest = torch.ones(len(images), dtype=torch.bool)
             rest[held_out] = False
             bounded = estimator.correction(rest.nonzero().squeeze(1), silent)
-            scores[held_out.numpy()] = margin_change(*_logits(captured, bounded, images[held_out], settings)).numpy()
+            scores[held_out.numpy()] = margin_change(*_logits(captured, bounded, images[held_out], settings))
             reports.append(bounded.report)
             advance(1)
     return scores, reports
 
 
-def _logits(captured: Captured, bounded: Bounded, images: Tensor, settings: FitSettings) -> tuple[Tensor, Tensor]:
-    """Both logits, float32 [N, K], by the code path and in the numeric type that serve."""
+def _logits(captured: Captured, bounded: Bounded, images: Tensor, settings: FitSettings) -> tuple[Logits, Logits]:
+    """Both logits [N, K], by the code path and in the numeric type that serve."""
     dtype = DTYPES[settings.dtype]
     twin = build_twin(captured, bounded.clips).to(device=captured.device, dtype=dtype)
     with torch.inference_mode():
         pairs = [twin(batch.to(captured.device, dtype)) for batch in batches(images, settings.batch_size)]
-    original, corrected = (torch.cat(part).float().cpu() for part in zip(*pairs, strict=True))
+    original, corrected = (torch.cat(part).float().cpu().numpy() for part in zip(*pairs, strict=True))
     return original, corrected
 
 

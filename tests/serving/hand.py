@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from guard.artifact import FORMAT, FORMAT_VERSION, Artifact
@@ -52,11 +53,11 @@ class HandGuard:
     def rule(self) -> HandGuard:
         return self
 
-    def route(self, label: Tensor) -> Tensor:
-        return torch.zeros_like(label)
+    def route(self, label: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.zeros_like(label)
 
     def suspects(self, logits: Tensor) -> Tensor:
-        return self.route(logits.argmax(1)) >= 0
+        return torch.from_numpy(self.route(logits.argmax(1).numpy()) >= 0)
 
     def original(self, images: Tensor) -> tuple[Tensor, Tensor]:
         self.enter_original(images)
@@ -109,11 +110,11 @@ class HandSuspicion(HandGuard):
         super().__init__(**fail)
         self.targets = tuple(targets)
 
-    def route(self, label: Tensor) -> Tensor:
-        return torch.tensor([self.targets.index(one) if one in self.targets else -1 for one in label.tolist()])
+    def route(self, label: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.array([self.targets.index(one) if one in self.targets else -1 for one in label.tolist()])
 
     def corrected(self, logits: Tensor, frontier: Tensor) -> Tensor:
-        answer, route = logits.clone(), self.route(logits.argmax(1))
+        answer, route = logits.clone(), torch.from_numpy(self.route(logits.argmax(1).numpy()))
         for network, target in enumerate(self.targets):
             rows = route == network
             if rows.any():
