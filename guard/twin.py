@@ -2,8 +2,9 @@
 
 A corrected network is no second model. Walking the captured graph once, a node downstream of a corrected
 site gets a corrected copy; every other node is shared. The copy is cut off as a graph of its own that takes
-the *frontier* (the shared values that it reads), so that the corrected pass can be timed, deferred or skipped
-without repeating the shared prefix, and so that fits can cache the frontier of the clean set.
+the *frontier* (the shared values that it reads), so that the corrected pass can be timed, deferred, skipped or run
+beside the rest of the original network without repeating the shared prefix, and so that fits can cache the frontier
+of the clean set.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from guard.capture import Captured
 
+Shared = tuple[Tensor, ...]
 Frontier = tuple[Tensor, ...]
 
 aten = torch.ops.aten
@@ -32,29 +34,49 @@ DIRECT: dict[Any, Callable[..., Any]] = {
 class Twin(nn.Module):
     """images float32 [N, C, H, W] in [0, 1] → (logits [N, K], corrected logits [N, K] of the first corrected network).
 
-    ``original(images)`` gives (logits, frontier); ``corrected(frontier, network, rows)`` gives corrected logits.
-    ``networks`` corrected networks share one original; each reads its part of the frontier.
+    ``shared(images)`` computes what both networks need; from it ``finish`` computes the original's logits and
+    ``corrected`` those of a corrected network, in any order, or at the same time in two threads.
+    ``networks`` corrected networks share one original; each reads its part of the frontier, the head of the shared
+    values; what only the original reads of them follows.
     """
 
     def __init__(
-        self, original: fx.GraphModule, corrected: Sequence[fx.GraphModule], reads: Sequence[tuple[int, ...]]
+        self,
+        shared: fx.GraphModule,
+        original: fx.GraphModule,
+        corrected: Sequence[fx.GraphModule],
+        reads: Sequence[Sequence[int]],
     ) -> None:
         super().__init__()
+        self.shared_graph = shared
         self.original_graph = original
         self.corrected_graphs = nn.ModuleList(corrected)
-        self._reads = tuple(reads)
+        self._original_reads, *self._reads = reads
+        self._frontier = len({position for positions in self._reads for position in positions})
 
     @property
     def networks(self) -> int:
         """How many corrected networks there are."""
         return len(self._reads)
 
+    def shared(self, images: Tensor) -> Shared:
+        """The values in front of the first corrections: the frontier, and what only the original reads besides."""
+        values: Shared = self.shared_graph(images)
+        return values
+
+    def finish(self, shared: Shared) -> Tensor:
+        """Logits [N, K] of the original network from the shared values."""
+        logits: Tensor = self.original_graph(*[shared[position] for position in self._original_reads])
+        return logits
+
     def original(self, images: Tensor) -> tuple[Tensor, Frontier]:
-        logits, *frontier = self.original_graph(images)
-        return logits, tuple(frontier)
+        """(logits [N, K] of the original network, the frontier)."""
+        shared = self.shared(images)
+        return self.finish(shared), shared[: self._frontier]
 
     def corrected(self, frontier: Frontier, network: int = 0, rows: Tensor | None = None) -> Tensor:
-        """Logits [N, K] of a corrected network; with ``rows`` (int64 [n]) of these images alone, [n, K]."""
+        """Logits [N, K] of a corrected network from frontier or shared values; with ``rows`` (int64 [n]) of these
+        images alone, [n, K]."""
         values = [frontier[position] for position in self._reads[network]]
         if rows is not None:
             values = [value.index_select(0, rows) for value in values]
@@ -63,25 +85,20 @@ class Twin(nn.Module):
 
     def prefix(self) -> Callable[[Tensor], Frontier]:
         """images → frontier alone, without the rest of the original network. For fits."""
-        graph = fx.Graph()
-        output = graph.graph_copy(self.original_graph.graph, {})
-        graph.output(cast(tuple[fx.Node, ...], output)[1:])
-        graph.eliminate_dead_code()
-        return fx.GraphModule(self.original_graph, graph, class_name="Prefix")
+        return lambda images: self.shared(images)[: self._frontier]
 
     def compile(self, **options: Any) -> None:
         """Compile each part on its own, as serving runs them; the first call of a shape then takes long."""
-        self.original_graph.compile(**options)
-        for graph in self.corrected_graphs:
-            graph.compile(**options)
+        for graph in (self.shared_graph, self.original_graph, *self.corrected_graphs):
+            cast(nn.Module, graph).compile(**options)
 
     def correction(self, index: int, network: int = 0) -> Any:
         """The correction at site ``index``."""
         return self.corrected_graphs[network].get_submodule(f"corrections.{index}")
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        logits, frontier = self.original(images)
-        return logits, self.corrected(frontier)
+        shared = self.shared(images)
+        return self.finish(shared), self.corrected(shared)
 
 
 def build_twin(captured: Captured, *networks: Mapping[int, nn.Module]) -> Twin:
@@ -96,22 +113,57 @@ def build_twin(captured: Captured, *networks: Mapping[int, nn.Module]) -> Twin:
     if not all(networks):
         raise ValueError("corrections: expected at least one site")
     module = captured.module()
+    module.graph.eliminate_dead_code()
     frontier: list[fx.Node] = []
     corrected, reads = [], []
     for corrections in networks:
         graph, read = _corrected_graph(module.graph, captured, corrections)
         frontier += [node for node in read if node not in frontier]
-        reads.append(tuple(frontier.index(node) for node in read))
+        reads.append([frontier.index(node) for node in read])
         attributes = _ready(graph, module)
         attributes |= {f"corrections.{index}": deepcopy(correction) for index, correction in corrections.items()}
         corrected.append(fx.GraphModule(attributes, graph, class_name="Corrected"))
 
+    graph, read = _original_graph(module.graph, frontier)
+    shared = [*frontier, *(node for node in read if node not in frontier)]
+    original = fx.GraphModule(_ready(graph, module), graph, class_name="Original")
     output = next(node for node in reversed(module.graph.nodes) if node.op == "output")
-    output.args = ((_logits(output), *frontier),)
+    output.args = (tuple(shared),)
     module.graph._codegen = fx.graph.CodeGen()  # plain arguments and results instead of export's pytrees
+    module.graph.eliminate_dead_code()
     module.graph.lint()
-    original = fx.GraphModule(_ready(module.graph, module), module.graph, class_name="Original")
-    return Twin(original, corrected, reads).eval()
+    front = fx.GraphModule(_ready(module.graph, module), module.graph, class_name="Shared")
+    return Twin(front, original, corrected, [[shared.index(node) for node in read], *reads]).eval()
+
+
+def _original_graph(graph: fx.Graph, frontier: Sequence[fx.Node]) -> tuple[fx.Graph, list[fx.Node]]:
+    """The part of ``graph`` behind the frontier, and the values in front that it reads."""
+    images = next(node for node in reversed(graph.nodes) if node.op == "placeholder")
+    front, waiting = {images}, list(frontier)
+    while waiting:
+        node = waiting.pop()
+        if node not in front:
+            front.add(node)
+            waiting += node.all_input_nodes
+    copy = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    read: list[fx.Node] = []
+
+    def copied(node: fx.Node) -> fx.Node:
+        if node not in copies:
+            if node in front and isinstance(node.meta.get("val"), Tensor) and node.op != "get_attr":
+                read.append(node)
+                copies[node] = copy.placeholder(node.name)
+            else:
+                copies[node] = copy.node_copy(node, copied)
+        return copies[node]
+
+    for node in graph.nodes:
+        if node not in front and node.op not in ("output", "get_attr"):
+            copied(node)
+    copy.output(copied(_logits(next(node for node in reversed(graph.nodes) if node.op == "output"))))
+    _placeholders_first(copy)
+    return copy, read
 
 
 def _logits(output: fx.Node) -> fx.Node:
