@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from benchmarks.twin_cost import processor
 from deployments.batcher import Batcher, Ticket
 from deployments.classifier import Classifier
-from deployments.config import ServeConfig
+from deployments.config import ModelConfig
 from deployments.metrics import Metrics
 from guard.artifact import FORMAT, FORMAT_VERSION, Artifact
 from guard.capture import Captured, capture
@@ -153,7 +153,7 @@ def artifacts(captured: Captured, images: Tensor) -> dict[str, Artifact]:
 def served(name: str, made: Artifact) -> Classifier:
     guard = made.guard()
     metrics = Metrics("resnet18", guard.classes, registry=CollectorRegistry())
-    return Classifier(guard, ServeConfig(artifact=Path(name), name="resnet18"), metrics)
+    return Classifier(guard, ModelConfig(artifact=Path(name), name="resnet18"), metrics)
 
 
 async def measure(systems: dict[str, Any], traffic: dict[str, list[Images]], rounds: int) -> dict[str, Any]:

@@ -1,14 +1,16 @@
 """The served classifier without its server: guard, queue, policy and metrics in one object.
 
-A batch takes three stages, each in the one thread that owns the networks: original, corrected, statistic. A request
-none of whose images needs a corrected network has its verdict after the first; the others wait for the rest, which is
-left out where nobody waits. In observe mode every answer leaves after the first. Requests that fail together are run
-again one by one, so that one bad request fails alone; where only the verdict fails, ``on_failure`` decides.
+A batch takes three stages: original, corrected, statistic (`deployments.passes`). A request none of whose images needs
+a corrected network has its verdict after the first; the others wait for the rest, which is left out where nobody waits.
+In observe mode every answer leaves after the first. Requests that fail together are run again one by one, so that one
+bad request fails alone; where only the verdict fails, ``on_failure`` decides.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,12 +22,12 @@ from numpy.typing import NDArray
 from deployments import policy
 from deployments.batcher import Batcher, Ticket
 from deployments.bodies import Model
-from deployments.config import Live, ServeConfig, checked
+from deployments.config import Live, ModelConfig, checked
 from deployments.errors import NoVerdict, PassFailed
 from deployments.metrics import Metrics
 from deployments.passes import First, Guard, Passes
 from deployments.policy import Answer, Scored
-from guard.errors import BadSetting
+from guard.errors import BadArtifact, BadSetting
 
 log = logging.getLogger(__name__)
 
@@ -47,22 +49,14 @@ class Classifier:
         guard: all networks. config: names, limits and the settings at start. metrics: where everything is counted.
     """
 
-    def __init__(self, guard: Guard, config: ServeConfig, metrics: Metrics) -> None:
+    def __init__(self, guard: Guard, config: ModelConfig, metrics: Metrics) -> None:
         self.config = config
         self.live = config.live
         self.metrics = metrics
-        self.guard = guard
-        self.model = Model(config.name, config.version, guard.spec, guard.classes)
-        self._passes = Passes(guard, metrics, config.corrected_deadline_s)
+        self._retired: list[Passes] = []
+        self._take(self._passes_of(guard), config.version)
         self._batcher: Batcher[Job, Scored] = Batcher(
             self._process, limit=config.max_batch_size, capacity=config.limits.queued_images
-        )
-        metrics.artifact(
-            method=guard.method,
-            fingerprint=guard.fingerprint,
-            version=config.version,
-            threshold=guard.threshold,
-            created_at=guard.created_at,
         )
 
     async def start(self) -> None:
@@ -71,16 +65,53 @@ class Classifier:
         self._batcher.start()
 
     async def close(self) -> None:
-        """Refuse new requests, answer those that wait, free the thread."""
+        """Refuse new requests, answer those that wait, free the threads."""
         await self._batcher.close()
-        self._passes.close()
+        for passes in (*self._retired, self._passes):
+            passes.close()
+
+    async def replace(self, guard: Guard, version: str) -> None:
+        """Put another artifact in place of the one that serves, once it is warm; no request waits for it.
+
+        Raises:
+            BadArtifact: it takes other images or knows other classes.
+        """
+        for what, served, given in (
+            ("input", self.guard.spec.shape, guard.spec.shape),
+            ("classes", self.guard.classes, guard.classes),
+        ):
+            if served != given:
+                raise BadArtifact(
+                    f"{what}: {self.config.name} serves {served}, the new artifact has {given}: serve "
+                    "another model under another name",
+                    field=what,
+                )
+        passes = self._passes_of(guard)
+        await passes.warm_up(1, self.config.max_batch_size)
+        self._retired.append(self._passes)
+        self._take(passes, version)
+
+    def _passes_of(self, guard: Guard) -> Passes:
+        return Passes(guard, self.metrics, self.config.corrected_deadline_s, threads=threads(self.config))
+
+    def _take(self, passes: Passes, version: str) -> None:
+        guard = passes.guard
+        self._passes, self.guard = passes, guard
+        self.model = Model(self.config.name, version, guard.spec, guard.classes)
+        self.metrics.artifact(
+            method=guard.method,
+            fingerprint=guard.fingerprint,
+            version=version,
+            threshold=guard.threshold,
+            created_at=guard.created_at,
+        )
 
     def facts(self) -> dict[str, Any]:
         """What the metadata tells of the artifact and of the settings in force."""
         facts = {
             "guard_mode": self.live.mode,
             "guard_method": self.guard.method,
-            "guard_threshold": self.guard.threshold,
+            "guard_threshold": self.live.threshold or self.guard.threshold,
             "guard_fingerprint": self.guard.fingerprint,
             "guard_created_at": self.guard.created_at,
         }
@@ -121,53 +152,68 @@ class Classifier:
 
     async def _process(self, slots: Sequence[Slot]) -> None:
         """Run one batch and answer its requests."""
+        while self._retired:  # no batch of theirs is under way: batches run one after the other
+            self._retired.pop().close()
         started = time.perf_counter()
         for slot in slots:
             self.metrics.stage_seconds("queue").observe(max(0.0, started - slot.since))
-        await self._run(slots)
+        await self._run(self._passes, slots)
 
-    async def _run(self, slots: Sequence[Slot]) -> None:
+    async def _run(self, passes: Passes, slots: Sequence[Slot]) -> None:
         images = np.concatenate([slot.item.images for slot in slots])
         self.metrics.batch_size.observe(len(images))
+        judged = {slot: _judged(slot.item.live) for slot in slots}
         try:
-            first = await self._passes.original(images)
+            first = await passes.original(images, guarded=any(judged.values()))
         except Exception as error:
-            await self._recover("original", error, dict.fromkeys(slots))
+            await self._recover(passes, "original", error, dict.fromkeys(slots))
             return
         waiting: dict[Slot, slice] = {}
         for slot, rows in zip(slots, _rows(slots), strict=True):
             scored = first.scored(rows)
-            if scored.evidence is not None:
+            if not judged[slot]:
+                self._skip(slot, scored)
+            elif scored.evidence is not None:
                 self._settle(slot, scored)
-                continue
-            waiting[slot] = rows
-            if slot.item.live.mode == "observe":
-                slot.resolve(scored)
+            else:
+                waiting[slot] = rows
+                if slot.item.live.mode == "observe":
+                    slot.resolve(scored)
         if waiting:
-            await self._run_corrected(first, waiting)
+            await self._run_corrected(passes, first, waiting)
 
-    async def _run_corrected(self, first: First, waiting: Mapping[Slot, slice]) -> None:
+    async def _run_corrected(self, passes: Passes, first: First, waiting: Mapping[Slot, slice]) -> None:
         """The second half of a batch, for the requests that wait for it; each with its rows."""
         stage = "corrected"
         try:
-            corrected = await self._passes.corrected(first)
+            corrected = await passes.corrected(first)
             stage = "statistic"
-            evidence = await self._passes.statistic(first, corrected)
+            thresholds = {slot.item.live.threshold for slot in waiting}
+            evidence = {one: passes.statistic(first, corrected, one) for one in thresholds}
         except Exception as error:
-            await self._recover(stage, error, {slot: first.scored(rows) for slot, rows in waiting.items()})
+            known = {slot: first.scored(rows) for slot, rows in waiting.items()}
+            await self._recover(passes, stage, error, known)
             return
         for slot, rows in waiting.items():
-            self._settle(slot, first.scored(rows)._replace(evidence=evidence.rows(rows)))
+            found = evidence[slot.item.live.threshold].rows(rows)
+            self._settle(slot, first.scored(rows)._replace(evidence=found))
 
-    async def _recover(self, stage: str, error: Exception, known: Mapping[Slot, Scored | None]) -> None:
+    async def _recover(self, passes: Passes, stage: str, error: Exception, known: Mapping[Slot, Scored | None]) -> None:
         """A stage failed on these requests, with what is known of each: run them one by one, or fail the only one."""
         if len(known) > 1 and not isinstance(error, TimeoutError):
             for slot in known:
-                await self._run([slot])
+                await self._run(passes, [slot])
             return
         log.warning("the %s stage failed on %d images", stage, sum(slot.size for slot in known), exc_info=error)
         for slot, scored in known.items():
             self._fail(slot, stage, scored)
+
+    def _skip(self, slot: Slot, scored: Scored) -> None:
+        """Answer a request that the sample left out; without a verdict it counts as skipped."""
+        if not slot.abandoned:
+            self.metrics.requests(slot.item.live.mode, "skipped").inc()
+            self.metrics.inputs("skipped").inc(slot.size)
+            slot.resolve(scored)
 
     def _settle(self, slot: Slot, scored: Scored) -> None:
         """Count the verdict of one request and answer it."""
@@ -201,6 +247,18 @@ class Classifier:
             slot.fail(
                 NoVerdict(f"no verdict: the {stage} stage failed or was late, and this server refuses without one")
             )
+
+
+def threads(config: ModelConfig) -> int:
+    """How many threads a model's networks run in; one where both would share a GPU."""
+    if config.threads != "auto":
+        return config.threads
+    return 2 if config.device == "cpu" and len(os.sched_getaffinity(0)) > 1 else 1
+
+
+def _judged(live: Live) -> bool:
+    """Whether a request gets a verdict; the sample of mode observe is drawn here."""
+    return live.sample == 1 or random.random() < live.sample
 
 
 def _rows(slots: Sequence[Slot]) -> list[slice]:

@@ -17,9 +17,10 @@ from starlette.routing import Route
 
 from deployments import plain, protocol
 from deployments.bodies import Ask, Model
+from deployments.catalogue import Catalogue
 from deployments.classifier import Classifier
 from deployments.config import Limits
-from deployments.errors import BadRequest, NotFound, PassFailed, TooLarge, Unavailable, UnknownMedia
+from deployments.errors import BadRequest, PassFailed, TooLarge, Unavailable, UnknownMedia
 from deployments.policy import Answer
 
 # Longer tensors, and image files of any length (1 KB may hold 32 million pixels), are read in a thread, so that others
@@ -31,15 +32,15 @@ Handler = Callable[[Request], Awaitable[Response]]
 log = logging.getLogger(__name__)
 
 
-def build_http_app(classifier: Classifier, version: str) -> Starlette:
-    """The application in front of ``classifier``; ``version`` is the server's own. Starts and closes it."""
-    desk = Desk(classifier, version)
+def build_http_app(models: Catalogue, version: str) -> Starlette:
+    """The application in front of ``models``; ``version`` is the server's own. Starts and closes them."""
+    desk = Desk(models, version)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        await classifier.start()
+        await models.start()
         yield
-        await classifier.close()
+        await models.close()
 
     def get(path: str, handler: Handler) -> Route:
         return Route(path, _answering(handler), methods=["GET"])
@@ -64,8 +65,8 @@ def build_http_app(classifier: Classifier, version: str) -> Starlette:
 class Desk:
     """The handlers."""
 
-    def __init__(self, classifier: Classifier, version: str) -> None:
-        self._classifier = classifier
+    def __init__(self, models: Catalogue, version: str) -> None:
+        self._models = models
         self._version = version
 
     async def server(self, _request: Request) -> Response:
@@ -75,21 +76,17 @@ class Desk:
         return JSONResponse({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        self._check_name(request)
-        ready = self._classifier.ready
+        ready = self._find(request).ready if "name" in request.path_params else self._models.ready
         return JSONResponse({"ready": ready}, status_code=200 if ready else 503)
 
     async def metadata(self, request: Request) -> Response:
-        self._check_name(request)
-        classifier = self._classifier
+        classifier = self._find(request)
         return JSONResponse(protocol.render_metadata(classifier.model, classifier.facts()))
 
     async def infer(self, request: Request) -> Response:
-        self._check_name(request)
         return await self._answer(request, _tensors(request), protocol.render_infer)
 
     async def predict(self, request: Request) -> Response:
-        self._check_name(request)
         return await self._answer(request, _instances(request), plain.render_predict)
 
     async def classify(self, request: Request) -> Response:
@@ -97,7 +94,8 @@ class Desk:
 
     async def _answer(self, request: Request, parse: Parser, render: Renderer) -> Response:
         """Body, images, answer, body: the way of every request. The total time starts when its body is here."""
-        classifier, model, limits = self._classifier, self._classifier.model, self._classifier.config.limits
+        classifier = self._find(request)
+        model, limits = classifier.model, classifier.config.limits
         with classifier.visit() as live:
             body = await _body(request, limits.body_bytes)
             with classifier.metrics.stage("total"):
@@ -109,13 +107,10 @@ class Desk:
                 answer = await classifier.infer(ask.images, live)
                 return JSONResponse(render(answer, ask, model))
 
-    def _check_name(self, request: Request) -> None:
-        """The model and version of the path, where it names them, must be the ones that are served."""
-        model = self._classifier.model
-        for key, field, served in (("name", "model_name", model.name), ("version", "model_version", model.version)):
-            asked = request.path_params.get(key, served)
-            if asked != served:
-                raise NotFound(f"{field}: expected {served!r}, got {asked!r}", field=field)
+    def _find(self, request: Request) -> Classifier:
+        """The model of the path, or of ``?model=`` where the path names none."""
+        name = request.path_params.get("name") or request.query_params.get("model")
+        return self._models.find(name, request.path_params.get("version"))
 
 
 def _answering(handler: Handler) -> Handler:

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from deployments.config import MODES
 
-VERDICTS = ("clean", "flagged", "error")
+VERDICTS = ("clean", "flagged", "error", "skipped")
 STAGES = ("decode", "queue", "original", "corrected", "statistic", "total")
 FAILURES = (
     ("original", "closed"),
@@ -68,9 +68,16 @@ class Metrics:
             return cache(partial(family.labels, model))
 
         self.requests = counter(
-            "guard_requests_total", "Requests, by what was found (error: no verdict).", "mode", "verdict"
+            "guard_requests_total",
+            "Requests, by what was found (error: no verdict; skipped: not in the sample).",
+            "mode",
+            "verdict",
         )
-        self.inputs = counter("guard_inputs_total", "Images, by what was found (error: no verdict).", "verdict")
+        self.inputs = counter(
+            "guard_inputs_total",
+            "Images, by what was found (error: no verdict; skipped: not in the sample).",
+            "verdict",
+        )
         self.flagged = counter(
             "guard_flagged_total", "Flagged images, by the original network's class.", "predicted_class"
         )
@@ -92,7 +99,10 @@ class Metrics:
         self._threshold = gauge("guard_threshold", "An image is flagged when its p-value is below this (mmdf).")
         self._nominal = gauge("guard_nominal_false_positive_ratio", "Share of clean images that guard_threshold flags.")
         self._calibrated = gauge("guard_calibrated_timestamp_seconds", "When the artifact was fitted, Unix time.")
-        self._artifact = gauge("guard_artifact_info", "The artifact that serves.", "method", "fingerprint", "version")
+        self._artifact = gauge(
+            "guard_artifact_info", "The artifact that serves: 1.", "method", "fingerprint", "version"
+        )
+        self._served: Gauge | None = None
         self._start_at_zero()
 
     def _start_at_zero(self) -> None:
@@ -113,9 +123,12 @@ class Metrics:
     def artifact(
         self, *, method: str, fingerprint: str, version: str, threshold: float | None, created_at: str
     ) -> None:
-        """Say which artifact serves. threshold: a p-value; None leaves its series out. created_at: ISO 8601 with its
-        offset."""
-        self._artifact(method, fingerprint, version).set(1)
+        """Say which artifact serves; the one before counts 0. threshold: a p-value; None leaves its series out.
+        created_at: ISO 8601 with its offset."""
+        if self._served is not None:
+            self._served.set(0)
+        self._served = self._artifact(method, fingerprint, version)
+        self._served.set(1)
         if threshold is not None:
             self._threshold().set(threshold)
             self._nominal().set(threshold)

@@ -1,10 +1,14 @@
-"""The networks' three stages, each timed, in the one thread that owns them."""
+"""The networks' stages, each timed, in the threads that own them.
+
+Where the machine has a second core, a pass runs in two threads: what both networks share, then the rest of the original
+beside the corrected network. Elsewhere one thread runs one after the other.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -27,22 +31,24 @@ class Router(Protocol):
 
 
 class Guard(Protocol):
-    """What is served: ``guard.Guard``, or anything with its three stages, on the CPU."""
+    """What is served: ``guard.Guard``, or anything with its stages, on the CPU."""
 
     spec: InputSpec
     classes: tuple[str, ...]
     method: str
     threshold: float | None
+    eager: bool
     fingerprint: str
     created_at: str
 
     @property
     def rule(self) -> Router: ...
 
-    def original(self, images: Tensor) -> tuple[Tensor, Any]: ...
+    def shared(self, images: Tensor) -> Any: ...
+    def finish(self, shared: Any) -> Tensor: ...
     def suspects(self, logits: Tensor) -> Tensor: ...
-    def corrected(self, logits: Tensor, frontier: Any) -> Tensor: ...
-    def verdict(self, logits: Tensor, corrected_logits: Tensor) -> Verdict: ...
+    def corrected(self, logits: Tensor | None, shared: Any) -> Tensor: ...
+    def verdict(self, logits: Tensor, corrected_logits: Tensor, *, threshold: float | None = None) -> Verdict: ...
 
 
 class First(NamedTuple):
@@ -50,14 +56,15 @@ class First(NamedTuple):
 
     logits: float32 [n, K]. label: int64 [n], its decisions. suspect: bool [n], whose verdict needs a corrected network.
     evidence: the verdict on the others, meaningless for suspects; None where there are no others.
-    frontier: what the corrected networks read.
+    shared: what the corrected networks read. ahead: their pass, where it was started beside the original's.
     """
 
     logits: NDArray[np.float32]
     label: NDArray[np.int64]
     suspect: NDArray[np.bool_]
     evidence: Evidence | None
-    frontier: Any
+    shared: Any
+    ahead: Future[Tensor] | None = None
 
     def scored(self, rows: slice) -> Scored:
         """The part of one request: with its evidence if none of its images is a suspect."""
@@ -66,57 +73,67 @@ class First(NamedTuple):
 
 
 class Passes:
-    """Runs the stages of ``guard`` off the event loop, one after the other.
+    """Runs the stages of ``guard`` off the event loop.
 
     Args:
-        guard: all networks. metrics: where the stages are timed. corrected_deadline_s: a corrected pass that
-            takes longer raises TimeoutError; it still ends before the next one starts.
+        guard: all networks. metrics: where the stages are timed. corrected_deadline_s: a corrected pass that is waited
+            for longer raises TimeoutError; it still ends before the next one starts. threads: 1, or 2 to run both
+            networks at the same time.
     """
 
-    def __init__(self, guard: Guard, metrics: Metrics, corrected_deadline_s: float | None) -> None:
-        self._guard = guard
+    def __init__(
+        self, guard: Guard, metrics: Metrics, corrected_deadline_s: float | None = None, *, threads: int = 1
+    ) -> None:
+        self.guard = guard
         self._metrics = metrics
         self._deadline_s = corrected_deadline_s
-        self._thread = ThreadPoolExecutor(1, "guard", initializer=torch.set_num_threads, initargs=(1,))
+        self._first = _thread("original")
+        self._second = _thread("corrected") if threads > 1 else self._first
 
     async def warm_up(self, *sizes: int) -> None:
         """Run black images of each batch size through every network, untimed: the first pass of a shape is slow."""
         for size in sizes:
-            await self._in_thread(self._warm_up, size)
+            black = np.zeros((size, *self.guard.spec.shape), np.float32)
+            first = await _in(self._first, self._original, black, False)
+            await _in(self._second, self._warm_up_corrected, first)
 
-    async def original(self, images: NDArray[np.float32]) -> First:
-        """images: [n, C, H, W] in [0, 1]."""
-        with self._metrics.stage("original"):
-            return await self._in_thread(self._original, images)
+    async def original(self, images: NDArray[np.float32], *, guarded: bool = True) -> First:
+        """images: [n, C, H, W] in [0, 1]. guarded: a verdict is wanted."""
+        return await _in(self._first, self._timed, "original", self._original, images, guarded)
 
     async def corrected(self, first: First) -> Tensor:
         """Logits [n, K] of the corrected network that each suspect needs; the original's for the others."""
-        with self._metrics.stage("corrected"):
-            return await asyncio.wait_for(self._in_thread(self._corrected, first), self._deadline_s)
+        ahead = first.ahead or self._start_corrected(torch.from_numpy(first.logits), first.shared)
+        return await asyncio.wait_for(asyncio.wrap_future(ahead), self._deadline_s)
 
-    async def statistic(self, first: First, corrected_logits: Tensor) -> Evidence:
-        """Score, p-value, flag and decision."""
-        with self._metrics.stage("statistic"):
-            return await self._in_thread(self._evidence, torch.from_numpy(first.logits), corrected_logits)
+    def statistic(self, first: First, corrected_logits: Tensor, threshold: float | None = None) -> Evidence:
+        """Score, p-value, flag and decision; ``threshold``: flag below this p-value instead of the artifact's."""
+        logits = torch.from_numpy(first.logits)
+        return self._timed("statistic", self._evidence, logits, corrected_logits, threshold)
 
     def close(self) -> None:
-        """Free the thread."""
-        self._thread.shutdown(wait=False)
+        """Free the threads once they have ended what they do."""
+        self._first.shutdown(wait=False)
+        self._second.shutdown(wait=False)
 
-    def _original(self, images: NDArray[np.float32]) -> First:
-        logits, frontier = self._guard.original(torch.from_numpy(images))
-        suspect = self._guard.suspects(logits).numpy()
+    def _original(self, images: NDArray[np.float32], guarded: bool) -> First:
+        shared = self.guard.shared(torch.from_numpy(images))
+        ahead = None
+        if guarded and self.guard.eager and self._second is not self._first:
+            ahead = self._start_corrected(None, shared)
+        logits = self.guard.finish(shared)
+        suspect = self.guard.suspects(logits).numpy()
         evidence = None
         if not suspect.all():
             with suppress(Exception):  # then all wait for the statistic stage, which fails under its own name
-                evidence = self._evidence(logits, logits)
-        return First(logits.numpy(), logits.argmax(1).numpy(), suspect, evidence, frontier)
+                evidence = self._evidence(logits, logits, None)
+        return First(logits.numpy(), logits.argmax(1).numpy(), suspect, evidence, shared, ahead)
 
-    def _corrected(self, first: First) -> Tensor:
-        return self._guard.corrected(torch.from_numpy(first.logits), first.frontier)
+    def _start_corrected(self, logits: Tensor | None, shared: Any) -> Future[Tensor]:
+        return self._second.submit(self._timed, "corrected", self.guard.corrected, logits, shared)
 
-    def _evidence(self, logits: Tensor, corrected_logits: Tensor) -> Evidence:
-        verdict = self._guard.verdict(logits, corrected_logits)
+    def _evidence(self, logits: Tensor, corrected_logits: Tensor, threshold: float | None) -> Evidence:
+        verdict = self.guard.verdict(logits, corrected_logits, threshold=threshold)
         return Evidence(
             verdict.corrected_logits.numpy(),
             verdict.corrected_label.numpy(),
@@ -125,14 +142,22 @@ class Passes:
             verdict.flagged.numpy(),
         )
 
-    def _warm_up(self, size: int) -> None:
+    def _warm_up_corrected(self, first: First) -> None:
         """Whatever black images are decided as, each corrected network gets all of them once, by made-up logits."""
-        first = self._original(np.zeros((size, *self._guard.spec.shape), np.float32))
-        logits = torch.eye(len(self._guard.classes))
-        routes = self._guard.rule.route(np.arange(len(logits))).tolist()
+        logits = torch.eye(len(self.guard.classes))
+        routes = self.guard.rule.route(np.arange(len(logits))).tolist()
         for network in set(routes) - {-1}:
-            decided = logits[routes.index(network)].repeat(size, 1)
-            self._evidence(decided, self._guard.corrected(decided, first.frontier))
+            decided = logits[routes.index(network)].repeat(len(first.label), 1)
+            self._evidence(decided, self.guard.corrected(decided, first.shared), None)
 
-    async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+    def _timed(self, stage: str, work: Callable[..., T], *args: Any) -> T:
+        with self._metrics.stage(stage):
+            return work(*args)
+
+
+def _thread(name: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, name, initializer=torch.set_num_threads, initargs=(1,))
+
+
+async def _in(thread: ThreadPoolExecutor, work: Callable[..., T], *args: Any) -> T:
+    return await asyncio.get_running_loop().run_in_executor(thread, work, *args)

@@ -13,7 +13,7 @@ from guard.data import as_float, check_images
 from guard.errors import BadSetting
 from guard.rules import Rule
 from guard.statistic import Labels, online_rule
-from guard.twin import Frontier, Twin
+from guard.twin import Shared, Twin
 from guard.types import InputSpec, Verdict
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -22,8 +22,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class Guard:
     """``verdict = guard(images)``, with images [B, C, H, W], float32 in [0, 1] or uint8.
 
-    The three stages of a call can be run one by one, and then check nothing: ``original``, ``corrected``, ``verdict``.
-    ``suspects`` tells which images need the second one at all.
+    The stages of a call can be run one by one, and then check nothing: ``shared``, ``finish``, ``corrected``,
+    ``verdict``. ``suspects`` tells which images need a corrected network at all; where ``eager``, each needs the same
+    one, which can then run before the original's logits are known.
 
     spec, classes, method, rule, threshold (p-value below which an image is flagged; None where the method has no
     p-values), fingerprint, created_at and manifest say what was loaded. Results are on the CPU.
@@ -40,6 +41,7 @@ class Guard:
         self.classes: tuple[str, ...] = tuple(manifest["classes"])
         self.method: str = manifest["method"]
         self.threshold = rule.p_value
+        self.eager = rule.eager
         self.fingerprint: str = manifest["fingerprint"]
         self.created_at: str = manifest["created_at"]
 
@@ -48,27 +50,42 @@ class Guard:
         self.twin.compile(**options)
         return self
 
-    def original(self, images: Tensor) -> tuple[Tensor, Frontier]:
-        """(logits float32 [B, K] of the original network, what the corrected network reads of it)."""
+    def shared(self, images: Tensor) -> Shared:
+        """What both networks need of the images."""
         with self._calibrated_path():
-            logits, frontier = self.twin.original(as_float(images.to(self.device)).to(self.dtype).contiguous())
-        return _plain(logits), frontier
+            return self.twin.shared(as_float(images.to(self.device)).to(self.dtype).contiguous())
+
+    def finish(self, shared: Shared) -> Tensor:
+        """Logits float32 [B, K] of the original network from what is shared."""
+        with self._calibrated_path():
+            return _plain(self.twin.finish(shared))
+
+    def original(self, images: Tensor) -> tuple[Tensor, Shared]:
+        """(logits float32 [B, K] of the original network, what a corrected network needs)."""
+        shared = self.shared(images)
+        return self.finish(shared), shared
 
     def suspects(self, logits: Tensor) -> Tensor:
         """Which of the rows of logits [B, K] need a corrected network, bool [B]; for the others the answer stands."""
         return torch.from_numpy(self._route(logits) >= 0)
 
-    def corrected(self, logits: Tensor, frontier: Frontier) -> Tensor:
-        """Logits float32 [B, K] of the corrected network that each row needs; the original's where it needs none."""
+    def corrected(self, logits: Tensor | None, shared: Shared) -> Tensor:
+        """Logits float32 [B, K] of the corrected network that each row needs; the original's where it needs none.
+
+        ``logits``: the original's, [B, K]; where ``eager`` they are not looked at and may be None.
+        """
+        if self.eager or logits is None:
+            with self._calibrated_path():
+                return _plain(self.twin.corrected(shared))
         network = torch.from_numpy(self._route(logits))
         answer = logits.clone()
         with self._calibrated_path():
             for index in network.unique().tolist():
                 rows = (network == index).nonzero().squeeze(1)
                 if index >= 0 and len(rows) == len(network):
-                    answer = self.twin.corrected(frontier, index)
+                    answer = self.twin.corrected(shared, index)
                 elif index >= 0:
-                    answer[rows] = _plain(self.twin.corrected(frontier, index, rows.to(self.device)))
+                    answer[rows] = _plain(self.twin.corrected(shared, index, rows.to(self.device)))
         return _plain(answer)
 
     def _route(self, logits: Tensor) -> Labels:
@@ -100,8 +117,8 @@ class Guard:
 
     def __call__(self, images: Tensor) -> Verdict:
         images = check_images(images, self.spec)
-        logits, frontier = self.original(images)
-        return self.verdict(logits, self.corrected(logits, frontier))
+        logits, shared = self.original(images)
+        return self.verdict(logits, self.corrected(logits, shared))
 
 
 def _plain(logits: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ class Rule(ABC):
     """What an online rule offers. ``networks``: how many corrected networks it routes images to."""
 
     networks: int
+    eager: bool  # every image goes to network 0, whatever the original decides
     p_value: float | None  # flag below this p-value; None where the rule has no p-values
     score: float  # flag above this score, in logits
 
@@ -55,6 +56,7 @@ class MarginChange(Rule):
     law: NullLaw
     p_value: float
     networks = 1
+    eager = True
 
     @property
     def score(self) -> float:  # type: ignore[override]
@@ -99,6 +101,7 @@ class Disagreement(Rule):
     targets: tuple[int, ...]
     p_value = None
     score = 0.0
+    eager = False
 
     @property
     def networks(self) -> int:  # type: ignore[override]

@@ -11,7 +11,7 @@ from hand import HandGuard, image
 from prometheus_client import CollectorRegistry
 
 from deployments.classifier import Classifier
-from deployments.config import ServeConfig
+from deployments.config import ModelConfig
 from deployments.metrics import Metrics
 
 
@@ -43,7 +43,7 @@ def make_classifier(registry: CollectorRegistry) -> Callable[..., Classifier]:
 
     def make(guard: HandGuard | None = None, **settings: Any) -> Classifier:
         metrics = Metrics("hand", HandGuard.classes, registry=registry)
-        config = ServeConfig(artifact="artifacts/hand", **settings)
+        config = ModelConfig(artifact="artifacts/hand", **settings)
         return Classifier(guard or HandGuard(), config, metrics)
 
     return make

@@ -38,6 +38,7 @@ class HandGuard:
     classes = ("ant", "bee", "cat")
     method = "mmdf"
     threshold: float | None = 0.05
+    eager = False
     fingerprint = "0123456789abcdef" * 4
     created_at = CREATED_AT
 
@@ -59,21 +60,23 @@ class HandGuard:
     def suspects(self, logits: Tensor) -> Tensor:
         return torch.from_numpy(self.route(logits.argmax(1).numpy()) >= 0)
 
-    def original(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def shared(self, images: Tensor) -> Tensor:
         self.enter_original(images)
-        logits = images.mean((2, 3)) * 10
-        return logits, logits
+        return images.mean((2, 3)) * 10
 
-    def corrected(self, _logits: Tensor, frontier: Tensor) -> Tensor:
+    def finish(self, shared: Tensor) -> Tensor:
+        return shared
+
+    def corrected(self, _logits: Tensor | None, frontier: Tensor) -> Tensor:
         self.enter_corrected(0, frontier)
         return frontier.clamp(max=3)
 
-    def verdict(self, logits: Tensor, corrected_logits: Tensor) -> Verdict:
+    def verdict(self, logits: Tensor, corrected_logits: Tensor, *, threshold: float | None = None) -> Verdict:
         self._maybe_fail("statistic", logits)
         label = logits.argmax(1)
         score = (lead(logits, label) - lead(corrected_logits, label)).double()
         p_value = torch.exp(-score.clamp(min=0))
-        return self._verdict(logits, corrected_logits, score, p_value, p_value < self.threshold)
+        return self._verdict(logits, corrected_logits, score, p_value, p_value < (threshold or self.threshold))
 
     def enter_original(self, images: Tensor) -> None:
         self.gate.wait(10)
@@ -124,7 +127,7 @@ class HandSuspicion(HandGuard):
                 answer[rows] = own
         return answer
 
-    def verdict(self, logits: Tensor, corrected_logits: Tensor) -> Verdict:
+    def verdict(self, logits: Tensor, corrected_logits: Tensor, *, threshold: float | None = None) -> Verdict:
         self._maybe_fail("statistic", logits)
         label = logits.argmax(1)
         score = -lead(corrected_logits, label).double()
@@ -151,14 +154,17 @@ class RealSuspicion(HandSuspicion):
     def suspects(self, logits: Tensor) -> Tensor:
         return self._real.suspects(logits)
 
-    def original(self, images: Tensor) -> tuple[Tensor, Any]:
+    def shared(self, images: Tensor) -> Any:
         self.enter_original(images)
-        return self._real.original(images)
+        return self._real.shared(images)
+
+    def finish(self, shared: Any) -> Tensor:
+        return self._real.finish(shared)
 
     def corrected(self, logits: Tensor, frontier: Any) -> Tensor:
         return self._real.corrected(logits, frontier)
 
-    def verdict(self, logits: Tensor, corrected_logits: Tensor) -> Verdict:
+    def verdict(self, logits: Tensor, corrected_logits: Tensor, *, threshold: float | None = None) -> Verdict:
         self._maybe_fail("statistic", logits)
         return self._real.verdict(logits, corrected_logits)
 

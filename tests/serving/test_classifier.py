@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 
 import numpy as np
 import pytest
-from hand import ask, ask_together, serve
+from hand import HandGuard, ask, ask_together, serve
 
 from deployments.errors import NoVerdict, PassFailed, QueueFull
+from guard.errors import BadArtifact
 
 
 def test_a_batch_gives_every_request_its_own_rows(make_classifier, clean, triggered) -> None:
@@ -64,15 +66,18 @@ def test_closed_refuses_without_a_verdict(make_classifier, count, paint, stage) 
     assert count("guard_requests_total", mode="flag", verdict="error") == 1
 
 
-def test_a_late_verdict_is_a_failed_one(make_classifier, count, clean, monkeypatch) -> None:
-    """A corrected network that exceeds its deadline leaves the request unguarded, and the next ones are answered."""
-    classifier = make_classifier(mode="flag", corrected_deadline_s=0.05)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_late_verdict_is_a_failed_one(make_classifier, count, clean, monkeypatch, threads) -> None:
+    """A corrected network that exceeds its deadline leaves the request unguarded; once it has ended, the next ones are
+    judged."""
+    classifier = make_classifier(mode="flag", corrected_deadline_s=0.05, threads=threads)
 
     async def scenario(c):
         prompt = c.guard.corrected
         monkeypatch.setattr(c.guard, "corrected", lambda *given: time.sleep(0.2) or prompt(*given))
         late = await ask(c, clean)
         monkeypatch.setattr(c.guard, "corrected", prompt)
+        await asyncio.sleep(0.3)
         return late, await ask(c, clean)
 
     late, prompt = serve(classifier, scenario)
@@ -190,3 +195,94 @@ def test_a_bad_switch_changes_nothing(make_classifier) -> None:
     for values in ({"mode": "block"}, {"mod": "flag"}, {"expose_scores": "perhaps"}):
         classifier.switch(values)
         assert classifier.live is before
+
+
+@pytest.mark.parametrize("mode", ["observe", "flag"])
+def test_both_networks_run_at_the_same_time(make_classifier, clean, mode) -> None:
+    """Where every image takes the corrected network and there are two threads, it starts before the original is
+    finished."""
+    guard = HandGuard()
+    guard.eager = True
+    classifier = make_classifier(guard, mode=mode, threads=2)
+
+    async def scenario(c):
+        finish = c.guard.finish
+        started = threading.Event()
+        corrected = c.guard.corrected
+        c.guard.corrected = lambda *given: started.set() or corrected(*given)
+        c.guard.finish = lambda shared: started.wait(5) and finish(shared)
+        return await ask(c, clean)
+
+    assert serve(classifier, scenario).label.tolist() == [0]
+
+
+def test_a_threshold_flags_in_place_of_the_artifacts(make_classifier, paint) -> None:
+    """Requests of one batch under different thresholds are each judged by their own."""
+    classifier = make_classifier(mode="flag")
+    weak = paint(0.5, 0.2, 0.1)  # score 3 − 1 = 2 above 3 − 2 = 1: S = 2, p = exp(−2)
+
+    async def scenario(c):
+        c.guard.gate.clear()
+        held = asyncio.create_task(ask(c, weak))
+        await asyncio.sleep(0.02)
+        strict = asyncio.create_task(ask(c, weak))
+        await asyncio.sleep(0.02)
+        c.switch({"mode": "flag", "threshold": 0.5})
+        loose = asyncio.create_task(ask(c, weak))
+        await asyncio.sleep(0.02)
+        c.guard.gate.set()
+        return await asyncio.gather(held, strict, loose)
+
+    assert [bool(answer.flagged[0]) for answer in serve(classifier, scenario)] == [False, False, True]
+
+
+def test_a_sample_is_judged_and_the_rest_is_counted(make_classifier, count, triggered, monkeypatch) -> None:
+    """In observe mode a share of the requests gets no verdict, takes no corrected network, and counts as skipped."""
+    classifier = make_classifier(mode="observe", sample=0.5)
+    draws = iter([0.1, 0.9, 0.9, 0.2])
+    monkeypatch.setattr("deployments.classifier.random.random", lambda: next(draws))
+
+    async def scenario(c):
+        return [await ask(c, triggered) for _ in range(4)]
+
+    assert [answer.label.tolist() for answer in serve(classifier, scenario)] == [[0]] * 4
+    assert count("guard_requests_total", mode="observe", verdict="flagged") == 2
+    assert count("guard_requests_total", mode="observe", verdict="skipped") == 2
+    assert count("guard_inputs_total", verdict="skipped") == 2
+    assert [size for _, size in classifier.guard.corrected_batches] == [1, 32, 1, 1]
+
+
+def test_a_new_artifact_takes_over_without_a_pause(make_classifier, count, triggered) -> None:
+    """Requests before, during and after a change are answered; the version and the series change with the artifact."""
+    classifier = make_classifier(mode="flag")
+
+    async def scenario(c):
+        asking = [asyncio.create_task(ask(c, triggered)) for _ in range(3)]
+        new = HandGuard()
+        new.fingerprint = "f" * 64
+        await c.replace(new, "2")
+        asking += [asyncio.create_task(ask(c, triggered)) for _ in range(3)]
+        return await asyncio.gather(*asking)
+
+    answers = serve(classifier, scenario)
+    assert [answer.flagged.tolist() for answer in answers] == [[True]] * 6
+    assert classifier.model.version == "2"
+    assert classifier.facts()["guard_fingerprint"] == "f" * 64
+    old, new = HandGuard.fingerprint, "f" * 64
+    assert count("guard_artifact_info", method="mmdf", fingerprint=old, version="1") == 0
+    assert count("guard_artifact_info", method="mmdf", fingerprint=new, version="2") == 1
+
+
+def test_an_artifact_of_another_model_is_refused(make_classifier, triggered) -> None:
+    """Other classes under the same name would turn the answers' meaning: the old artifact serves on."""
+    classifier = make_classifier(mode="flag")
+
+    async def scenario(c):
+        new = HandGuard()
+        new.classes = ("ant", "bee", "dog")
+        with pytest.raises(BadArtifact, match="classes: hand serves"):
+            await c.replace(new, "2")
+        return await ask(c, triggered)
+
+    assert serve(classifier, scenario).flagged.tolist() == [True]
+    assert classifier.model.version == "1"

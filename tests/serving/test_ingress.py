@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deployments.catalogue import Catalogue
 from deployments.classifier import Classifier
 from deployments.ingress import build_http_app
 
@@ -25,7 +26,7 @@ class Client:
 
     def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier
-        app = build_http_app(classifier, "9.9")
+        app = build_http_app(Catalogue([classifier]), "9.9")
         self._lifespan = app.router.lifespan_context(app)
         self._http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://guard")
         self._runner = asyncio.Runner()

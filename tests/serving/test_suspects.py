@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hand import HandSuspicion, RealSuspicion, ask, image, one_batch, serve
 
+from deployments.catalogue import Catalogue
 from deployments.errors import NoVerdict
 from deployments.ingress import build_http_app
 
@@ -66,11 +67,11 @@ def test_a_corrected_network_sees_its_suspects_alone(make_classifier, suspicion)
 
 def test_without_suspects_the_later_stages_do_not_exist(make_classifier, count, suspicion) -> None:
     """A request without suspects is one visit to the network's thread: its later stages are not run, nor timed."""
-    classifier = make_classifier(suspicion(), mode="correct")
+    classifier = make_classifier(suspicion(), mode="correct", threads=1)
 
     async def scenario(c):
         visits = []
-        thread = c._passes._thread
+        thread = c._passes._first
         submit = thread.submit
         thread.submit = lambda *given: visits.append(given) or submit(*given)
         await ask(c, np.concatenate([BEE, BEE]))
@@ -78,7 +79,7 @@ def test_without_suspects_the_later_stages_do_not_exist(make_classifier, count, 
         await ask(c, ANT)
         return without, len(visits) - without
 
-    assert serve(classifier, scenario) == (1, 3)
+    assert serve(classifier, scenario) == (1, 2)
     for stage, visits in (("original", 2), ("corrected", 1), ("statistic", 1)):
         assert count("guard_stage_seconds_count", stage=stage) == visits
 
@@ -246,7 +247,7 @@ def test_a_p_value_that_is_not_there_is_left_out(make_classifier, count, suspici
     """With expose_scores both protocols show the score and no p-value, even asked for by name; neither the metadata
     nor the metrics tell of a threshold."""
     classifier = make_classifier(suspicion(), mode="flag", expose_scores=True)
-    app = build_http_app(classifier, "9.9")
+    app = build_http_app(Catalogue([classifier]), "9.9")
     tensor = {"name": "images", "shape": [1, 3, 4, 4], "datatype": "FP32", "data": images.ravel().tolist()}
     score = 0.5 if images is TRIGGERED else -2.0
 
