@@ -1,4 +1,4 @@
-.PHONY: help demo test check bench
+.PHONY: help demo test check bench load faults
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -18,6 +18,12 @@ check: .venv/installed ## format, lint, types
 
 bench: .venv/installed ## what the twin costs: original pass against both, per type and mode
 	$(BIN)/python -m benchmarks.twin_cost
+
+load: .venv/installed ## what the guard costs under load, with tables and plots in load/
+	$(BIN)/python -m benchmarks.load
+
+faults: .venv/installed ## replicas killed and settings changed under load: every answer checked
+	$(BIN)/python -m benchmarks.faults
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv || { echo 'make: $(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv' >&2; exit 1; }

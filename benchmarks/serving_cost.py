@@ -70,8 +70,12 @@ class Bare:
 
     async def ask(self, images: Images) -> NDArray[np.int64]:
         """Decisions int64 [n]."""
-        decisions: NDArray[np.int64] = (await self._batcher.submit(images, len(images))).argmax(1)
+        decisions: NDArray[np.int64] = (await self.logits(images)).argmax(1)
         return decisions
+
+    async def logits(self, images: Images) -> NDArray[np.float32]:
+        """float32 [n, K]."""
+        return await self._batcher.submit(images, len(images))
 
     async def _process(self, tickets: Sequence[Ticket[Images, NDArray[np.float32]]]) -> None:
         images = np.concatenate([ticket.item for ticket in tickets])

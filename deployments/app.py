@@ -1,82 +1,150 @@
-"""The Serve applications: a typed builder turns a ServeConfig into them. Thin adapters around plain objects."""
+"""The Serve applications: builders turn settings into them. Thin adapters around plain objects."""
 
-# No `from __future__ import annotations`: Serve reads the type of the builder's argument to check what it is given.
+# No `from __future__ import annotations`: Serve reads the types of a builder's arguments.
 
+import asyncio
+import logging
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
 from ray import serve
 from ray.serve import Application
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
-from deployments.config import ServeConfig
+from deployments.config import GrpcSettings, ModelConfig, ServeConfig, overridden
+from deployments.keys import Keys, KeySettings
+from deployments.settings import Settings, checked
+from guard.errors import BadInput, BadSetting
 
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 HEALTH_PERIOD_S = 1.0
 HEALTH_TIMEOUT_S = 10.0
 DRAIN_S = 20.0
 CLOSING = "closing"
+log = logging.getLogger(__name__)
 
 
 @serve.ingress()
 class ClassifierReplica:
-    """One replica: both networks, one torch thread, its queue, and the routes in front."""
+    """One replica: the networks of every model, their queues, and the routes in front.
 
-    def __init__(self, config: ServeConfig) -> None:
+    It is made from what is fixed; what may change while it runs comes with ``reconfigure``, the first time before the
+    first request.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
         # Imported here, in the replica, so that building the application does not load the networks' libraries.
         import torch
-        from prometheus_client import CollectorRegistry
 
-        import guard
-        from deployments.classifier import Classifier
-        from deployments.metrics import Metrics, score_buckets
+        from deployments.catalogue import Catalogue
 
         torch.set_num_threads(1)
-        loaded = guard.load(config.artifact, device=config.device)
-        metrics = Metrics(
-            config.name, loaded.classes, registry=CollectorRegistry(), score_buckets=score_buckets(loaded.manifest)
-        )
-        self._classifier = Classifier(loaded, config, metrics)
+        Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._config = config
+        self._served: dict[str, ModelConfig] = {}
+        self._models = Catalogue()
+        self._keys = Keys.from_settings(checked(KeySettings, config["keys"]))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         import guard
         from deployments.ingress import build_http_app
 
-        return build_http_app(self._classifier, guard.__version__)
+        return build_http_app(self._models, guard.__version__, self._keys)
 
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Switch the live settings in place. Never raises: that would cost the replica."""
-        self._classifier.switch(user_config)
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Switch settings and artifacts in place. Once it serves it never raises, for that would cost the replica:
+        what does not check or load is logged, and what is in force stays."""
+        for fixed in self._config["models"]:
+            name = fixed["name"]
+            try:
+                await self._apply(checked(ModelConfig, fixed | user_config[name]))
+            except Exception as error:
+                if name not in self._served:
+                    raise
+                log.error("%s stays as it is: %s", name, error, exc_info=not isinstance(error, BadInput))
+        if self._config["grpc"] is not None and not self._models.doors:
+            await self._open_grpc(checked(GrpcSettings, self._config["grpc"]))
+
+    async def _open_grpc(self, settings: GrpcSettings) -> None:
+        import guard
+        from deployments.grpc_service import GrpcServer
+
+        server = GrpcServer(self._models, guard.__version__, host=settings.host, port=settings.port, keys=self._keys)
+        await server.start()
+        self._models.doors.append(partial(server.stop, DRAIN_S))
+
+    async def _apply(self, config: ModelConfig) -> None:
+        """Make one model what ``config`` says."""
+        from deployments.replicas import classifier_for, load
+
+        before = self._served.get(config.name)
+        if before is None:
+            classifier = await asyncio.to_thread(classifier_for, config)
+            await classifier.start()
+            self._models.add(classifier)
+        else:
+            classifier = self._models.find(config.name)
+            if (config.artifact, config.version) != (before.artifact, before.version):
+                await classifier.replace(await asyncio.to_thread(load, config), config.version)
+            classifier.switch(config.live.model_dump())
+        self._served[config.name] = config
 
     def check_health(self) -> None:
-        self._classifier.check()
+        self._models.check()
 
 
 @serve.ingress()
 class MetricsReplica:
     """The merged series of all replicas of this node."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, keys: dict[str, Any]) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
+        self._keys = Keys.from_settings(checked(KeySettings, keys))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         from deployments.exposition import build_metrics_app
 
-        return build_metrics_app(self._folder)
+        return build_metrics_app(self._folder, self._keys)
 
 
-def build(config: ServeConfig) -> Application:
+class MetricsSettings(Settings):
+    """Settings of the application for /metrics, as in `ServeConfig`."""
+
+    metrics_dir: Path | None = None
+    keys: KeySettings = Field(default_factory=KeySettings)
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The classifier's application, from the ``args`` of a configuration file (`ServeConfig`) and the environment."""
+    config = checked(ServeConfig, overridden(args, os.environ))
+    for model in config.models:
+        if not model.artifact.is_absolute():
+            raise BadSetting(
+                f"artifact: {model.artifact} is relative: name the folder by a path that is the same on every node",
+                field="artifact",
+            )
+    return application(config)
+
+
+def application(config: ServeConfig) -> Application:
     """The classifier's application, to be mounted at ``/``."""
-    limits = config.limits
-    environment = {} if config.metrics_dir is None else {"PROMETHEUS_MULTIPROC_DIR": str(config.metrics_dir)}
-    waiting = limits.queued_images + config.max_batch_size
+    fixed = config.model_dump(mode="json", exclude={"models"}) | {"models": [one.fixed for one in config.models]}
+    waiting = sum(model.limits.queued_images + model.max_batch_size for model in config.models)
+    folder = _metrics_dir(config.metrics_dir)
     deploy = serve.deployment(
         name="classifier",
         num_replicas=config.replicas,
-        ray_actor_options={"num_cpus": config.cpus_per_replica, "runtime_env": {"env_vars": environment}},
-        user_config=config.live.model_dump(),
+        ray_actor_options={
+            "num_cpus": config.cpus_per_replica,
+            "runtime_env": {"env_vars": {"PROMETHEUS_MULTIPROC_DIR": str(folder)}},
+        },
+        user_config={model.name: model.switchable for model in config.models},
         max_ongoing_requests=waiting + 1,  # one more than the queue holds, so that our own 503 speaks first
         max_queued_requests=waiting,
         backpressure_config={"status_code": 503, "retry_after_s": 1},
@@ -87,11 +155,12 @@ def build(config: ServeConfig) -> Application:
         logging_config=QUIET,
         max_constructor_retry_count=2,
     )
-    return deploy(ClassifierReplica).bind(config)
+    return deploy(ClassifierReplica).bind(fixed)
 
 
-def build_metrics(config: ServeConfig) -> Application:
-    """The application for ``/metrics``; needs ``config.metrics_dir``."""
+def build_metrics(args: dict[str, Any]) -> Application:
+    """The application for ``/metrics``."""
+    config = checked(MetricsSettings, args)
     deploy = serve.deployment(
         name="metrics",
         ray_actor_options={"num_cpus": 0},
@@ -101,7 +170,17 @@ def build_metrics(config: ServeConfig) -> Application:
         graceful_shutdown_wait_loop_s=0.1,
         logging_config=QUIET,
     )
-    return deploy(MetricsReplica).bind(config.metrics_dir)
+    return deploy(MetricsReplica).bind(_metrics_dir(config.metrics_dir), config.keys.model_dump(mode="json"))
+
+
+def _metrics_dir(given: Path | None) -> Path:
+    """Ray's session is as old as the counters are meant to be, and its folder has the same path on every node."""
+    import ray
+
+    if given is not None:
+        return given
+    context = ray.get_runtime_context()
+    return Path(context.get_temp_dir()) / context.get_session_name() / "guard-metrics"
 
 
 class ClosingReplica:

@@ -15,11 +15,13 @@ from guard.types import InputSpec
 
 
 class Ask(NamedTuple):
-    """A request that has been read. outputs: the tensors that it wants (None: all). id: echoed in the answer."""
+    """A request that has been read. images: may lie in its body, read-only. outputs: the tensors that it wants (None:
+    all). id: echoed in the answer. binary: the tensors that it wants as raw bytes."""
 
     images: NDArray[np.float32]
     outputs: tuple[str, ...] | None = None
     id: str | None = None
+    binary: frozenset[str] = frozenset()
 
 
 class Model(NamedTuple):
@@ -56,26 +58,34 @@ def numbers(data: Sequence[Any], field: str) -> NDArray[Any]:
         values = np.asarray(data)
     except (ValueError, TypeError, OverflowError) as error:
         raise BadRequest(f"{field}: lists of unequal length, or not numbers", field=field) from error
-    if values.dtype.kind not in "iuf":
+    if values.dtype.kind not in "iuf" or _holds_truth(data):
         raise BadRequest(f"{field}: expected numbers", field=field)
     return values
+
+
+def _holds_truth(data: Any) -> bool:
+    """Whether a truth value is among the nested lists ``data``; beside numbers, numpy takes it for one."""
+    kinds = set(map(type, data)) if isinstance(data, list) else {type(data)}
+    return bool in kinds or (list in kinds and any(map(_holds_truth, data)))
 
 
 def bytes_range(values: NDArray[Any], field: str) -> NDArray[np.float32]:
     if values.dtype.kind == "f":
         raise UnfitTensor(f"{field}: UINT8 takes whole numbers: send FP32 for values in [0, 1]", field=field)
-    if values.min() < 0 or values.max() > 255:
+    if values.dtype != np.uint8 and (values.min() < 0 or values.max() > 255):
         raise UnfitTensor(f"{field}: UINT8 takes 0 to 255, got {values.min()} to {values.max()}", field=field)
     return values.astype(np.float32) / np.float32(255)
 
 
 def unit_range(values: NDArray[Any], field: str) -> NDArray[np.float32]:
-    if not np.isfinite(values).all():
+    """``values`` themselves where they are float32."""
+    low, high = values.min(), values.max()  # not a number, if one is among them
+    if not (np.isfinite(low) and np.isfinite(high)):
         raise UnfitTensor(f"{field}: values that are not finite", field=field)
-    if values.min() < 0 or values.max() > 1:
+    if low < 0 or high > 1:
         raise UnfitTensor(
-            f"{field}: FP32 takes 0 to 1, got {values.min():g} to {values.max():g}: divide pixels by 255, or send them "
-            "as UINT8; do not normalise, the model does",
+            f"{field}: FP32 takes 0 to 1, got {low:g} to {high:g}: divide pixels by 255, or send them as UINT8; do not "
+            "normalise, the model does",
             field=field,
         )
-    return values.astype(np.float32)
+    return values.astype(np.float32, copy=False)

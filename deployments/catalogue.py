@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-from deployments.classifier import Classifier
-from deployments.errors import NotFound
+from deployments.errors import NotFound, Unavailable
+from deployments.served import AnyServed
 
 
 class Catalogue:
     """All classifiers of a replica, in the order of the configuration; started and closed together."""
 
-    def __init__(self, classifiers: Sequence[Classifier]) -> None:
+    def __init__(self, classifiers: Sequence[AnyServed] = ()) -> None:
         self._classifiers = {classifier.model.name: classifier for classifier in classifiers}
+        self.doors: list[Callable[[], Awaitable[None]]] = []  # what else lets requests in: closed before the models
 
-    def __iter__(self) -> Iterator[Classifier]:
+    def add(self, classifier: AnyServed) -> None:
+        """Take in one more, which is started already."""
+        self._classifiers[classifier.model.name] = classifier
+
+    def __iter__(self) -> Iterator[AnyServed]:
         return iter(self._classifiers.values())
 
-    def find(self, name: str | None = None, version: str | None = None) -> Classifier:
+    def find(self, name: str | None = None, version: str | None = None) -> AnyServed:
         """The classifier of this name; without a name the only one there is.
 
         Raises:
-            NotFound: no such model or version, or no name where there are several.
+            NotFound: no such model or version, or no name where there are several. Unavailable: none is loaded yet.
         """
+        if not self._classifiers:
+            raise Unavailable("no model is loaded yet: try again later")
         names = ", ".join(self._classifiers)
         if not name:
             if len(self._classifiers) > 1:
@@ -41,13 +48,15 @@ class Catalogue:
 
     @property
     def ready(self) -> bool:
-        return all(classifier.ready for classifier in self)
+        return bool(self._classifiers) and all(classifier.ready for classifier in self)
 
     async def start(self) -> None:
         for classifier in self:
             await classifier.start()
 
     async def close(self) -> None:
+        for close in self.doors:
+            await close()
         await asyncio.gather(*(classifier.close() for classifier in self))
 
     def check(self) -> None:

@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
-from guard.errors import BadSetting
+from deployments.keys import KeySettings
+from deployments.settings import Settings, refusal
+from deployments.upstream import UpstreamSettings
 
 Mode = Literal["observe", "flag", "reject", "correct"]
 OnFailure = Literal["open", "closed"]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-REFUSAL = "refusal"
-S = TypeVar("S", bound="Settings")
+SERVER_WORDS = ("replicas", "cpus_per_replica", "metrics_dir")
+MODEL_WORDS = ("mode", "expose_scores", "on_failure", "threshold", "sample", "artifact", "version", "device")
 MODES: tuple[Mode, ...] = ("observe", "flag", "reject", "correct")
-
-
-def _refusal(key: str, sentence: str) -> PydanticCustomError:
-    """What a validator of a whole object raises about one of its keys."""
-    return PydanticCustomError(REFUSAL, "{sentence}", {"key": key, "sentence": sentence})
-
-
-class Settings(BaseModel):
-    """Base of all settings: immutable, and an unknown key is an error instead of a surprise."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known(cls, values: Any) -> Any:
-        for key in values if isinstance(values, dict) else ():
-            if key not in cls.model_fields:
-                near = difflib.get_close_matches(str(key), cls.model_fields, 1)
-                instead = f"did you mean {near[0]}?" if near else f"known are {', '.join(cls.model_fields)}"
-                raise _refusal(str(key), f"no such setting: {instead}")
-        return values
 
 
 class Live(Settings):
@@ -58,7 +39,7 @@ class Live(Settings):
     @model_validator(mode="after")
     def _all_are_judged(self) -> Live:
         if self.sample < 1 and self.mode != "observe":
-            raise _refusal("sample", f"it is for mode observe: in mode {self.mode} every request is judged")
+            raise refusal("sample", f"it is for mode observe: in mode {self.mode} every request is judged")
         return self
 
 
@@ -78,7 +59,8 @@ class ModelConfig(Live):
     folder's name). device: cpu, or cuda where there is one. max_batch_size: images that run at once; a request is
     never split. threads: 2 runs both networks of a request at the same time, 1 one after the other; auto is 2 where
     the replica may use two cores of a CPU. corrected_deadline_s: the corrected network counts as failed after this
-    long (None: never). stuck_after_s: a pass that takes longer makes the replica unhealthy.
+    long (None: never). stuck_after_s: a pass that takes longer makes the replica unhealthy. upstream: where the
+    original network runs, if it is not to run here.
     """
 
     artifact: Path
@@ -90,6 +72,7 @@ class ModelConfig(Live):
     corrected_deadline_s: float | None = Field(default=None, gt=0)
     stuck_after_s: float = Field(default=60.0, gt=0)
     limits: Limits = Field(default_factory=Limits)
+    upstream: UpstreamSettings | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -98,27 +81,45 @@ class ModelConfig(Live):
             return values | {"name": Path(values["artifact"]).resolve().name}
         return values
 
-    @field_validator("artifact")
-    @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.resolve()
-
     @property
     def live(self) -> Live:
         """The part that may change while the server runs."""
         return Live(**self.model_dump(include=set(Live.model_fields)))
 
+    @property
+    def switchable(self) -> dict[str, Any]:
+        """What changes in a running replica, as plain values: the live settings, and which artifact serves."""
+        return self.model_dump(mode="json", include=SWITCHABLE)
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """The rest, as plain values: a change of it takes new replicas."""
+        return self.model_dump(mode="json", exclude=SWITCHABLE)
+
+
+SWITCHABLE = {*Live.model_fields, "artifact", "version"}
+
+
+class GrpcSettings(Settings):
+    """Where gRPC is served, by every replica of a node itself."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8001, ge=1, le=65535)
+
 
 class ServeConfig(Settings):
     """Models behind one address, each replica holding all of them.
 
-    replicas: processes. cpus_per_replica: what Ray reserves for each. metrics_dir: a folder of each node that its
-    replicas share (default: one within Ray's session).
+    replicas: processes. cpus_per_replica: what Ray reserves for each. grpc: serve gRPC as well (None: no). keys: who
+    may ask (without any key: everybody). metrics_dir: a folder of each node that its replicas share (default: one
+    within Ray's session).
     """
 
     models: tuple[ModelConfig, ...] = Field(min_length=1)
     replicas: int = Field(default=1, ge=1)
     cpus_per_replica: float = Field(default=1.0, ge=0)
+    grpc: GrpcSettings | None = None
+    keys: KeySettings = Field(default_factory=KeySettings)
     metrics_dir: Path | None = None
 
     @model_validator(mode="after")
@@ -126,17 +127,26 @@ class ServeConfig(Settings):
         names = [model.name for model in self.models]
         for name in names:
             if names.count(name) > 1:
-                raise _refusal("models", f"two are named {name}: give one of them another name")
+                raise refusal("models", f"two are named {name}: give one of them another name")
         return self
 
 
-def checked(kind: type[S], values: dict[str, Any]) -> S:
-    """``kind(**values)``, with pydantic's report turned into one sentence that names the first bad key."""
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        ours = first["type"] == REFUSAL
-        field = ".".join(str(part) for part in (*first["loc"], *([first["ctx"]["key"]] if ours else [])))
-        got = "" if ours or first["type"] == "missing" else f", got {first['input']!r}"
-        raise BadSetting(f"setting {field}: {first['msg'][:1].lower()}{first['msg'][1:]}{got}", field=field) from error
+def overridden(args: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """``args`` of a `ServeConfig` with what the environment says in their place.
+
+    GUARD_REPLICAS and the like set one value of the server; GUARD_MODE and the like set one of every model, and
+    GUARD_RESNET18_MODE of the model resnet18. Only what a single word can say is read: no lists, no nested settings.
+    """
+    args = {key: environ.get(f"GUARD_{key.upper()}", args.get(key)) for key in (*args, *SERVER_WORDS)}
+    args = {key: value for key, value in args.items() if value is not None}
+    if not isinstance(args.get("models"), list):
+        return args
+    models = []
+    for given in args["models"]:
+        if isinstance(given, dict):
+            name = str(given.get("name") or Path(str(given.get("artifact", ""))).name)
+            own = "GUARD_" + re.sub(r"\W", "_", name.upper()) + "_"
+            said = {word: environ.get(own + word.upper(), environ.get("GUARD_" + word.upper())) for word in MODEL_WORDS}
+            given = given | {word: value for word, value in said.items() if value is not None}
+        models.append(given)
+    return args | {"models": models}

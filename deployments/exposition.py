@@ -1,6 +1,7 @@
 """``/metrics``: what all replicas of this node counted, merged, in the Prometheus text format.
 
 Its own small application, without torch and beside the classifier, so that load on the one cannot block the other.
+Where there are API keys, it takes one of the role administration.
 """
 
 from __future__ import annotations
@@ -13,9 +14,14 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Router
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from deployments.errors import BadRequest
+from deployments.headers import SafeHeaders
+from deployments.keys import Keys
 
 
 def merged(folder: Path) -> bytes:
@@ -39,11 +45,19 @@ def _running(pid: int) -> bool:
     return True
 
 
-def build_metrics_app(folder: Path) -> Router:
+def build_metrics_app(folder: Path, keys: Keys | None = None) -> ASGIApp:
     """The application. It answers at any path: the server mounts it at /metrics."""
+    keys = keys or Keys()
+
+    async def answer(headers: Headers) -> Response:
+        try:
+            keys.require("administration", headers.get("authorization"), headers.get("x-api-key"))
+        except BadRequest as error:
+            return JSONResponse({"error": str(error), "field": error.field}, error.status, error.headers)
+        body = await run_in_threadpool(merged, folder)
+        return Response(body, headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
     async def scrape(scope: Scope, receive: Receive, send: Send) -> None:
-        body = await run_in_threadpool(merged, folder)
-        await Response(body, headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})(scope, receive, send)
+        await (await answer(Headers(scope=scope)))(scope, receive, send)
 
-    return Router(redirect_slashes=False, default=scrape)
+    return SafeHeaders(Router(redirect_slashes=False, default=scrape))

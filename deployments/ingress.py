@@ -4,37 +4,58 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from deployments import plain, protocol
+from deployments import openapi, pages, plain, protocol
 from deployments.bodies import Ask, Model
 from deployments.catalogue import Catalogue
-from deployments.classifier import Classifier
 from deployments.config import Limits
-from deployments.errors import BadRequest, PassFailed, TooLarge, Unavailable, UnknownMedia
+from deployments.encodings import inflate
+from deployments.errors import BadRequest, NotFound, PassFailed, TooLarge, Unavailable, UnknownMedia, UpstreamFailed
+from deployments.headers import SafeHeaders
+from deployments.keys import Keys, Role
 from deployments.policy import Answer
+from deployments.schemas import Offer
+from deployments.served import AnyServed
+from deployments.traces import TraceEcho
+from deployments.wrapped import Wrapped
 
-# Longer tensors, and image files of any length (1 KB may hold 32 million pixels), are read in a thread, so that others
-# are answered meanwhile.
-OFF_LOOP_BYTES = 32 * 1024
+# Longer tensors, as JSON and as raw bytes, are read in a thread, so that others are answered meanwhile; and so is every
+# image file and compressed body, whatever its length (1 KB may hold 32 million pixels).
+ON_LOOP_JSON = 32 * 1024
+ON_LOOP_RAW = 2**20
+INDEX_BYTES = 4096
+# What metadata tells of the guard to whoever has no key of the role administration, where there are keys.
+PUBLIC_FACTS = frozenset({"guard_mode"})
 Parser = Callable[[bytes, Model, Limits], Ask]
-Renderer = Callable[[Answer, Ask, Model], dict[str, Any]]
+Renderer = Callable[[Answer, Ask, Model], Response]
 Handler = Callable[[Request], Awaitable[Response]]
 log = logging.getLogger(__name__)
 
 
-def build_http_app(models: Catalogue, version: str) -> Starlette:
-    """The application in front of ``models``; ``version`` is the server's own. Starts and closes them."""
-    desk = Desk(models, version)
+class Reading(NamedTuple):
+    """How a body is read. on_loop: from this many bytes on, in a thread."""
+
+    parse: Parser
+    on_loop: int = 0
+
+
+def build_http_app(models: Catalogue, version: str, keys: Keys | None = None) -> Starlette:
+    """The application in front of ``models``; ``version`` is the server's own. Starts and closes them.
+
+    ``keys``: who may ask; without any the server is open."""
+    keys = keys or Keys()
+    desk = Desk(models, version, keys)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -42,22 +63,36 @@ def build_http_app(models: Catalogue, version: str) -> Starlette:
         yield
         await models.close()
 
-    def get(path: str, handler: Handler) -> Route:
-        return Route(path, _answering(handler), methods=["GET"])
+    def get(path: str, handler: Handler, role: Role | None = "inference") -> Route:
+        return Route(path, _answering(handler, keys, role), methods=["GET"])
 
     def post(path: str, handler: Handler) -> Route:
-        return Route(path, _answering(handler), methods=["POST"])
+        return Route(path, _answering(handler, keys, "inference"), methods=["POST"])
 
     routes = [
         get("/v2", desk.server),
-        get("/v2/health/live", desk.live),
-        get("/v2/health/ready", desk.ready),
+        get("/v2/health/live", desk.live, role=None),
+        get("/v2/health/ready", desk.ready, role=None),
+        get("/v2/models", desk.models),
+        get("/v2/docs", desk.docs),
+        get("/openapi.json", desk.openapi),
+        post("/v2/repository/index", desk.index),
         post("/v1/models/{name}:predict", desk.predict),
         post("/classify", desk.classify),
     ]
     for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        routes += [get(model, desk.metadata), get(f"{model}/ready", desk.ready), post(f"{model}/infer", desk.infer)]
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _http_error})
+        routes += [
+            get(model, desk.metadata),
+            get(f"{model}/config", desk.configuration),
+            get(f"{model}/ready", desk.ready, role=None),
+            post(f"{model}/infer", desk.infer),
+        ]
+    app = Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _http_error},
+        middleware=[Middleware(TraceEcho), Middleware(SafeHeaders)],
+    )
     app.router.redirect_slashes = False  # a redirect is no JSON
     return app
 
@@ -65,64 +100,109 @@ def build_http_app(models: Catalogue, version: str) -> Starlette:
 class Desk:
     """The handlers."""
 
-    def __init__(self, models: Catalogue, version: str) -> None:
+    def __init__(self, models: Catalogue, version: str, keys: Keys) -> None:
         self._models = models
         self._version = version
+        self._keys = keys
 
     async def server(self, _request: Request) -> Response:
-        return JSONResponse({"name": "guard", "version": self._version, "extensions": ["guard"]})
+        return JSONResponse(protocol.render_server(self._version))
 
     async def live(self, _request: Request) -> Response:
         return JSONResponse({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        ready = self._find(request).ready if "name" in request.path_params else self._models.ready
+        try:
+            ready = self._find(request).ready if "name" in request.path_params else self._models.ready
+        except NotFound:
+            if not self._keys.required:
+                raise
+            raise NotFound("model_name: no such model or version", field="model_name") from None  # probes have no key
         return JSONResponse({"ready": ready}, status_code=200 if ready else 503)
+
+    async def models(self, _request: Request) -> Response:
+        return JSONResponse({"models": [classifier.model.name for classifier in self._models]})
+
+    async def index(self, request: Request) -> Response:
+        ready_only = protocol.parse_index(await _content(request, await _body(request, INDEX_BYTES), INDEX_BYTES))
+        models = [(classifier.model, classifier.ready) for classifier in self._models]
+        return JSONResponse(protocol.render_index(models, ready_only=ready_only))
+
+    async def configuration(self, request: Request) -> Response:
+        name = self._find(request).model.name
+        raise NotFound(
+            f"config: there is no such file for models here: GET /v2/models/{name} tells of it", field="path"
+        )
 
     async def metadata(self, request: Request) -> Response:
         classifier = self._find(request)
-        return JSONResponse(protocol.render_metadata(classifier.model, classifier.facts()))
+        facts = classifier.facts()
+        if "administration" not in request.state.roles:
+            facts = {name: fact for name, fact in facts.items() if name in PUBLIC_FACTS}
+        return JSONResponse(protocol.render_metadata(classifier.model, facts))
+
+    async def openapi(self, _request: Request) -> Response:
+        return JSONResponse(self._document())
+
+    async def docs(self, _request: Request) -> Response:
+        return HTMLResponse(pages.page(self._document()), headers={"content-security-policy": pages.policy()})
 
     async def infer(self, request: Request) -> Response:
-        return await self._answer(request, _tensors(request), protocol.render_infer)
+        return await self._answer(request, _tensors(request), _infer_response)
 
     async def predict(self, request: Request) -> Response:
-        return await self._answer(request, _instances(request), plain.render_predict)
+        return await self._answer(request, _instances(request), _json(plain.render_predict))
 
     async def classify(self, request: Request) -> Response:
-        return await self._answer(request, _one_file(request), plain.render_classify)
+        return await self._answer(request, _one_file(request), _json(plain.render_classify))
 
-    async def _answer(self, request: Request, parse: Parser, render: Renderer) -> Response:
+    async def _answer(self, request: Request, reading: Reading, render: Renderer) -> Response:
         """Body, images, answer, body: the way of every request. The total time starts when its body is here."""
         classifier = self._find(request)
         model, limits = classifier.model, classifier.config.limits
         with classifier.visit() as live:
+            if "scores" in request.state.roles:
+                live = live.model_copy(update={"expose_scores": True})
             body = await _body(request, limits.body_bytes)
             with classifier.metrics.stage("total"):
                 with classifier.metrics.stage("decode"):
-                    if len(body) < OFF_LOOP_BYTES and parse in (protocol.parse_infer, _no_tensors):
-                        ask = parse(body, model, limits)
+                    body = await _content(request, body, limits.body_bytes)
+                    if len(body) < reading.on_loop:
+                        ask = reading.parse(body, model, limits)
                     else:
-                        ask = await asyncio.to_thread(parse, body, model, limits)
-                answer = await classifier.infer(ask.images, live)
-                return JSONResponse(render(answer, ask, model))
+                        ask = await asyncio.to_thread(reading.parse, body, model, limits)
+                answer = await classifier.infer(ask.images, live, request.headers)
+                return render(answer, ask, model)
 
-    def _find(self, request: Request) -> Classifier:
+    def _document(self) -> dict[str, Any]:
+        """The OpenAPI document of the models as they are now."""
+        offers = [Offer(one.model, one.config.limits, isinstance(one, Wrapped)) for one in self._models]
+        return openapi.document(offers, self._version, secured=self._keys.required)
+
+    def _find(self, request: Request) -> AnyServed:
         """The model of the path, or of ``?model=`` where the path names none."""
         name = request.path_params.get("name") or request.query_params.get("model")
         return self._models.find(name, request.path_params.get("version"))
 
 
-def _answering(handler: Handler) -> Handler:
-    """``handler`` with every error turned into a JSON answer; what is not ours goes to the log, not to the client."""
+def _answering(handler: Handler, keys: Keys, role: Role | None) -> Handler:
+    """``handler`` for whoever has ``role`` (None: everybody), with every error turned into a JSON answer; what is not
+    ours goes to the log, not to the client. The key is looked at before the body is read."""
 
     async def answer(request: Request) -> Response:
         try:
+            if role is not None:
+                given = request.headers
+                request.state.roles = keys.require(role, given.get("authorization"), given.get("x-api-key"))
             return await handler(request)
         except Unavailable as error:
             return _error(error.status, str(error), headers={"retry-after": str(error.retry_after_s)})
-        except (BadRequest, PassFailed) as error:
-            return _error(error.status, str(error), getattr(error, "field", None))
+        except BadRequest as error:
+            return _error(error.status, str(error), error.field, error.headers)
+        except UpstreamFailed as error:
+            return _error(error.status, str(error), error.field)
+        except PassFailed as error:
+            return _error(error.status, str(error))
         except Exception:
             log.exception("%s %s", request.method, request.url.path)
             return _error(500, "internal error: the server's log has the reason")
@@ -141,14 +221,14 @@ async def _http_error(request: Request, error: Exception) -> Response:
     )
 
 
-def _error(status: int, message: str, field: str | None = None, headers: dict[str, str] | None = None) -> Response:
+def _error(status: int, message: str, field: str | None = None, headers: Mapping[str, str] | None = None) -> Response:
     return JSONResponse({"error": message, "field": field}, status_code=status, headers=headers)
 
 
 async def _body(request: Request, limit: int) -> bytes:
     """The whole body; refused as soon as it is known to be longer than ``limit``."""
     declared = request.headers.get("content-length", "")
-    length = int(declared) if declared.isdecimal() else 0
+    length = int(declared[:19]) if declared.isdecimal() else 0
     chunks = bytearray()
     if length <= limit:
         try:
@@ -163,32 +243,55 @@ async def _body(request: Request, limit: int) -> bytes:
     return bytes(chunks)
 
 
+async def _content(request: Request, body: bytes, limit: int) -> bytes:
+    """``body`` without its Content-Encoding."""
+    encoding = ",".join(request.headers.getlist("content-encoding")).strip().lower()
+    return body if encoding in ("", "identity") else await asyncio.to_thread(inflate, body, encoding, limit)
+
+
 def _media(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def _files(request: Request) -> Parser:
-    return partial(plain.parse_images, content_type=request.headers.get("content-type", ""))
+def _files(request: Request) -> Reading:
+    return Reading(partial(plain.parse_images, content_type=request.headers.get("content-type", "")))
 
 
-def _one_file(request: Request) -> Parser:
-    return partial(plain.parse_image, content_type=request.headers.get("content-type", ""))
+def _one_file(request: Request) -> Reading:
+    return Reading(partial(plain.parse_image, content_type=request.headers.get("content-type", "")))
 
 
-def _instances(request: Request) -> Parser:
-    return _files(request) if _media(request).startswith(("image/", "multipart/")) else plain.parse_predict
+def _instances(request: Request) -> Reading:
+    return _files(request) if _media(request).startswith(("image/", "multipart/")) else Reading(plain.parse_predict)
 
 
-def _tensors(request: Request) -> Parser:
-    """JSON tensors, whatever the content type says, unless the request is surely something else."""
-    media = _media(request)
-    if media.startswith(("image/", "multipart/")) or media == "application/octet-stream":
-        return _no_tensors
-    return _no_tensors if "inference-header-content-length" in request.headers else protocol.parse_infer
+def _tensors(request: Request) -> Reading:
+    """JSON tensors, whatever the content type says, unless the request is surely something else; raw ones where the
+    header says so."""
+    media, json_length = _media(request), request.headers.get(protocol.JSON_LENGTH)
+    if media.startswith(("image/", "multipart/")) or (media == "application/octet-stream" and json_length is None):
+        return Reading(_no_tensors, ON_LOOP_RAW)
+    if json_length is None:
+        return Reading(protocol.parse_infer, ON_LOOP_JSON)
+    short = len(json_length) < 5  # up to 9,999 bytes of JSON
+    return Reading(partial(protocol.parse_infer, json_length=json_length), ON_LOOP_RAW if short else 0)
 
 
 def _no_tensors(_body: bytes, _model: Model, _limits: Limits) -> Ask:
     raise UnknownMedia(
-        "content-type: expected application/json with tensors as JSON; image files go to /classify or :predict",
+        "content-type: expected application/json with tensors as JSON, or raw tensors behind it and the header "
+        f"{protocol.JSON_LENGTH}; image files go to /classify or :predict",
         field="content-type",
     )
+
+
+def _json(render: Callable[[Answer, Ask, Model], dict[str, Any]]) -> Renderer:
+    return lambda answer, ask, model: JSONResponse(render(answer, ask, model))
+
+
+def _infer_response(answer: Answer, ask: Ask, model: Model) -> Response:
+    content, json_length = protocol.render_infer(answer, ask, model)
+    if json_length is None:
+        return Response(content, media_type="application/json")
+    headers = {protocol.JSON_LENGTH: str(json_length)}
+    return Response(content, headers=headers, media_type="application/octet-stream")

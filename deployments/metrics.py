@@ -21,9 +21,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from deployments.config import MODES
 
 VERDICTS = ("clean", "flagged", "error", "skipped")
-STAGES = ("decode", "queue", "original", "corrected", "statistic", "total")
+STAGES = ("decode", "queue", "original", "upstream", "corrected", "statistic", "total")
 FAILURES = (
     ("original", "closed"),
+    ("upstream", "closed"),
+    ("queue", "open"),
+    ("queue", "closed"),
     ("corrected", "open"),
     ("corrected", "closed"),
     ("statistic", "open"),
@@ -95,7 +98,7 @@ class Metrics:
             "guard_p_value", "Chance of a score as large on a clean image (mmdf; bna has none).", P_VALUES
         )
         self.stage_seconds = histogram("guard_stage_seconds", "Time in a stage of the answer.", SECONDS, "stage")
-        self.batch_size = Histogram("guard_batch_size", "Images in a pass.", registry=registry, buckets=SIZES)
+        self.batch_size = histogram("guard_batch_size", "Images in a pass.", SIZES)
         self._threshold = gauge("guard_threshold", "An image is flagged when its p-value is below this (mmdf).")
         self._nominal = gauge("guard_nominal_false_positive_ratio", "Share of clean images that guard_threshold flags.")
         self._calibrated = gauge("guard_calibrated_timestamp_seconds", "When the artifact was fitted, Unix time.")
@@ -117,7 +120,7 @@ class Metrics:
             self.failures(stage, outcome)
         for stage in STAGES:
             self.stage_seconds(stage)
-        for series in (self.corrected, self.rejected, self.score, self.p_value):
+        for series in (self.corrected, self.rejected, self.score, self.p_value, self.batch_size):
             series()
 
     def artifact(

@@ -106,10 +106,21 @@ class Passes:
         ahead = first.ahead or self._start_corrected(torch.from_numpy(first.logits), first.shared)
         return await asyncio.wait_for(asyncio.wrap_future(ahead), self._deadline_s)
 
-    def statistic(self, first: First, corrected_logits: Tensor, threshold: float | None = None) -> Evidence:
+    async def corrected_alone(self, images: NDArray[np.float32], logits: NDArray[np.float32] | None) -> Tensor:
+        """Logits [n, K] of the corrected network that each of the images [n, C, H, W] needs, without the original's
+        pass: its logits [n, K], which tell who needs which, are given (None where the guard is eager)."""
+        work = self._second.submit(self._timed, "corrected", self._corrected_alone, images, logits)
+        return await asyncio.wait_for(asyncio.wrap_future(work), self._deadline_s)
+
+    def statistic(
+        self, logits: NDArray[np.float32], corrected_logits: Tensor, threshold: float | None = None
+    ) -> Evidence:
         """Score, p-value, flag and decision; ``threshold``: flag below this p-value instead of the artifact's."""
-        logits = torch.from_numpy(first.logits)
-        return self._timed("statistic", self._evidence, logits, corrected_logits, threshold)
+        return self._timed("statistic", self._evidence, torch.from_numpy(logits), corrected_logits, threshold)
+
+    async def reference(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits [n, K] of the original network, untimed: not for a request, but to compare with."""
+        return (await _in(self._first, self._original, images, False)).logits
 
     def close(self) -> None:
         """Free the threads once they have ended what they do."""
@@ -128,6 +139,10 @@ class Passes:
             with suppress(Exception):  # then all wait for the statistic stage, which fails under its own name
                 evidence = self._evidence(logits, logits, None)
         return First(logits.numpy(), logits.argmax(1).numpy(), suspect, evidence, shared, ahead)
+
+    def _corrected_alone(self, images: NDArray[np.float32], logits: NDArray[np.float32] | None) -> Tensor:
+        shared = self.guard.shared(torch.from_numpy(images))
+        return self.guard.corrected(None if logits is None else torch.from_numpy(logits), shared)
 
     def _start_corrected(self, logits: Tensor | None, shared: Any) -> Future[Tensor]:
         return self._second.submit(self._timed, "corrected", self.guard.corrected, logits, shared)

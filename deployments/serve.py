@@ -1,4 +1,4 @@
-"""``guard serve``: one artifact on a local Ray Serve, from the command line or inside another program."""
+"""``guard serve``: a configuration on a local Ray Serve, from the command line or inside another program."""
 
 from __future__ import annotations
 
@@ -12,39 +12,81 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
+import yaml
 
-from deployments.config import MODES, ServeConfig, checked
+from deployments.config import MODES, GrpcSettings, ServeConfig
+from deployments.document import APP, Document, document, read
 from deployments.errors import StartFailed
-from deployments.signals import SIGNALS, interrupt_on_signals, until_interrupted
+from deployments.proxies import PROXIES, Proxy, choose, prepare
+from deployments.settings import checked
+from deployments.signals import SIGNALS, interrupt_on_signals, on_hangup, until_interrupted
 from guard.errors import BadInput, BadSetting
 
 # A 1×1 PNG: the example request needs no file.
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgYGAAAAAEAAH2FzhVAAAAAElFTkSuQmCC"
-APP, METRICS_APP = "guard", "guard-metrics"
+POLL_S = 0.1
+DEPLOY_S = 600.0
+
+
+class Server:
+    """A running server. url: its address. proxy: what stands in front of the replicas."""
+
+    def __init__(self, served: Document, proxy: Proxy) -> None:
+        self.proxy = proxy
+        self._served = served
+
+    @property
+    def url(self) -> str:
+        http = self._served.http_options
+        scheme, host = "https" if http.ssl_certfile else "http", f"[{http.host}]" if ":" in http.host else http.host
+        return f"{scheme}://{host}:{http.port}"
+
+    def update(self, wanted: Document) -> None:
+        """Serve ``wanted`` instead: settings and artifacts change in the running replicas, other changes take new ones.
+
+        Raises:
+            BadInput: it does not check, or an artifact cannot be loaded. StartFailed: Ray Serve refused it. The server
+            goes on as it was.
+        """
+        if wanted.http_options != self._served.http_options:
+            raise BadSetting("http_options: the address cannot change while the server runs", field="http_options")
+        _check_artifacts(wanted.guard)
+        _deploy(wanted)
+        self._served = wanted
 
 
 @contextmanager
-def running(config: ServeConfig) -> Iterator[str]:
-    """Serve ``config`` on a Ray of its own while the block runs; the value is the base URL.
+def running(served: Document, *, proxy: Proxy = "auto") -> Iterator[Server]:
+    """Serve ``served`` on a Ray of its own while the block runs.
 
     Raises:
-        BadArtifact: the artifact cannot be loaded. BadSetting: the port is taken. Both before Ray starts.
+        BadArtifact: an artifact cannot be loaded. BadSetting: a port is taken. Both before Ray starts.
         StartFailed: Ray Serve could not bring the replicas up.
     """
-    import guard
-
-    guard.load(config.artifact, device=config.device)
-    _check_port(config.host, config.port)
-    with tempfile.TemporaryDirectory(prefix="guard-metrics-") as folder:
+    proxy = choose(proxy)
+    config = served.guard
+    _check_artifacts(config)
+    _check_port(served.http_options.host, served.http_options.port, "--port")
+    if config.grpc is not None:
+        _check_port(config.grpc.host, config.grpc.port, "--grpc-port")
+    with tempfile.TemporaryDirectory(prefix="g-", dir="/tmp") as folder:  # a socket's path must be short
+        prepare(proxy, Path(folder))
         try:
             _start_ray(config)
-            _start_serve(config.model_copy(update={"metrics_dir": Path(folder)}))
-            yield f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{config.port}"
+            _start_serve(served)
+            yield Server(served, proxy)
         finally:
             _stop()
+
+
+def _check_artifacts(config: ServeConfig) -> None:
+    import guard
+
+    for model in config.models:
+        guard.load(model.artifact, device=model.device)
 
 
 def _start_ray(config: ServeConfig) -> None:
@@ -55,7 +97,7 @@ def _start_ray(config: ServeConfig) -> None:
     handlers = {name: signal.getsignal(name) for name in SIGNALS}
     ray.init(
         address="local",
-        num_cpus=max(int(config.replicas * config.cpus_per_replica + 1), os.cpu_count() or 1),
+        num_cpus=max(int(config.replicas * config.cpus_per_replica) + 2, os.cpu_count() or 1),
         include_dashboard=False,
         logging_level=logging.ERROR,
     )
@@ -65,23 +107,53 @@ def _start_ray(config: ServeConfig) -> None:
                 signal.signal(name, handler)
 
 
-def _start_serve(config: ServeConfig) -> None:
+def _start_serve(served: Document) -> None:
     from ray import serve as ray_serve
 
     from deployments import app
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    http = {"host": config.host, "port": config.port, "request_timeout_s": config.request_timeout_s}
     try:
-        ray_serve.start(proxy_location="HeadOnly", http_options=http, logging_config=app.QUIET)
-        ray_serve.run_many(
-            [
-                ray_serve.RunTarget(app.build(config), name=APP, route_prefix="/"),
-                ray_serve.RunTarget(app.build_metrics(config), name=METRICS_APP, route_prefix="/metrics"),
-            ]
+        ray_serve.start(
+            proxy_location=served.proxy_location,
+            http_options=served.http_options.model_dump(),
+            logging_config=app.QUIET,
         )
     except RuntimeError as error:
-        raise StartFailed(f"Ray Serve could not start the replicas, their log has the reason: {error}") from error
+        raise StartFailed(f"Ray Serve could not start: {error}") from error
+    _deploy(served)
+
+
+def _deploy(served: Document) -> None:
+    """Make Serve's state what ``served`` says, as ``serve deploy`` would, and wait until it is."""
+    from ray import serve as ray_serve
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
+
+    # Serve's public functions deploy from Python objects alone, and restart every replica.
+    client = cast(Any, _get_global_client())
+    client.deploy_apps(ServeDeploySchema(**served.to_serve()))
+    waiting = {one.name for one in served.applications}
+    deadline = time.monotonic() + DEPLOY_S
+    while waiting:
+        time.sleep(POLL_S)
+        if time.monotonic() > deadline:
+            raise StartFailed(f"Ray Serve has not started {', '.join(sorted(waiting))} within {DEPLOY_S:.0f} s")
+        for name, status in ray_serve.status().applications.items():
+            if name in waiting and status.status == "RUNNING":
+                waiting.remove(name)
+            elif (
+                name in waiting and status.status == "DEPLOY_FAILED"
+            ):  # unhealthy it may be for a while, replicas come and go
+                messages = [status.message, *(one.message for one in status.deployments.values())]
+                raise StartFailed(f"Ray Serve could not start {name}: {_reason(messages)}")
+
+
+def _reason(messages: list[str]) -> str:
+    """The last error that a report of Serve's, with its traces, tells of."""
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    errors = [line for line in lines if line.partition(":")[0].endswith(("Error", "Bad", "Setting", "Artifact"))]
+    return (errors or lines or ["its log has the reason"])[-1]
 
 
 def _stop() -> None:
@@ -106,7 +178,7 @@ def _stop() -> None:
         ray.shutdown()
 
 
-def _check_port(host: str, port: int) -> None:
+def _check_port(host: str, port: int, option: str) -> None:
     """Raise BadSetting if nobody could listen at host:port."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -114,41 +186,62 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise BadSetting(
-                f"port {port} on {host} cannot be used: {error.strerror}: choose another with --port or --host",
+                f"port {port} on {host} cannot be used: {error.strerror}: choose another with {option} or --host",
                 field="port",
             ) from error
 
 
 @click.command()
-@click.argument("artifact", metavar="DIR", type=click.Path(path_type=Path))
-@click.option(
-    "--mode", type=click.Choice(MODES), default="flag", show_default=True, help="What happens to a flagged image."
-)
+@click.argument("source", metavar="DIR|CONFIG.yaml", type=click.Path(path_type=Path))
+@click.option("--mode", type=click.Choice(MODES), help="What happens to a flagged image.  [default: flag]")
 @click.option("--name", help="The model's name in routes and metrics.  [default: the folder's name]")
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=int, default=8000, show_default=True)
-@click.option("--replicas", type=int, default=1, show_default=True, help="Processes that each hold both networks.")
+@click.option("--host", help="Where to listen.  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="For HTTP.  [default: 8000]")
+@click.option("--grpc-port", type=int, help="Serve gRPC as well, on this port.")
+@click.option(
+    "--api-keys",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Who may ask: a line each, `role key`; read again when it changes. GUARD_API_KEYS may hold some as well.",
+)
+@click.option("--replicas", type=int, help="Processes that each hold both networks.  [default: 1]")
 @click.option(
     "--expose-scores",
     is_flag=True,
+    default=None,
     help="Answers carry the score, and the p-value if there is one. They help whoever designs triggers.",
 )
 @click.option(
     "--on-failure",
     type=click.Choice(("open", "closed")),
-    default="open",
-    show_default=True,
-    help="Without a verdict: answer unguarded (open) or refuse (closed).",
+    help="Without a verdict: answer unguarded (open) or refuse (closed).  [default: open]",
 )
-def serve(**options: Any) -> None:
-    """Serve the artifact DIR over HTTP until SIGTERM or Ctrl-C."""
+@click.option("--threshold", type=float, help="Flag below this p-value.  [default: the artifact's]")
+@click.option(
+    "--proxy",
+    type=click.Choice(PROXIES),
+    default="auto",
+    show_default=True,
+    help="In front of the replicas: HAProxy, where there is one, or Serve's own.",
+)
+@click.option("--print-config", is_flag=True, help="Print the configuration file that says the same, and end.")
+def serve(source: Path, proxy: Proxy, print_config: bool, **options: Any) -> None:
+    """Serve the artifact DIR, or what CONFIG.yaml says, until SIGTERM or Ctrl-C.
+
+    SIGHUP reads CONFIG.yaml again: modes, thresholds and artifacts change in the running server. The same file works
+    with `serve deploy`. GUARD_PORT, GUARD_MODE, GUARD_RESNET18_MODE and the like override it.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
     try:
-        config = checked(ServeConfig, options)
+        wanted = _document(source, given)
+        if print_config:
+            click.echo(yaml.safe_dump(wanted.to_serve(), sort_keys=False), nl=False)
+            return
         interrupt_on_signals()
-        with running(config) as url:
-            click.echo(
-                f"guard: serving {config.name} in mode {config.mode} at {url}, try: {_example(config, url)}", err=True
-            )
+        with running(wanted, proxy=proxy) as server:
+            click.echo(f"guard: serving {_models(wanted)} at {server.url}, try: {_example(wanted, server)}", err=True)
+            if source.is_file():
+                on_hangup(lambda: _reload(server, source))
             until_interrupted()
             click.echo("guard: shutting down", err=True)
     except KeyboardInterrupt:
@@ -164,9 +257,41 @@ def serve(**options: Any) -> None:
         raise SystemExit(1) from error
 
 
-def _example(config: ServeConfig, url: str) -> str:
+def _document(source: Path, options: dict[str, Any]) -> Document:
+    """What the command line asks for: a file as it is, or the document of one artifact."""
+    if source.is_file():
+        if options:
+            name = f"--{next(iter(options)).replace('_', '-')}"
+            raise BadSetting(f"{name}: say it in {source}, or leave the file away and give the folder", field=name)
+        return read(source)
+    server = {key: options.pop(key) for key in ("replicas",) if key in options}
+    host, port = options.pop("host", "127.0.0.1"), options.pop("port", 8000)
+    grpc = options.pop("grpc_port", None)
+    if grpc is not None:
+        server["grpc"] = checked(GrpcSettings, {"host": host, "port": grpc})
+    if "api_keys" in options:
+        server["keys"] = {"file": options.pop("api_keys").resolve()}
+    model = options | {"artifact": str(source.resolve())}
+    return document(checked(ServeConfig, {"models": [model]} | server), host=host, port=port)
+
+
+def _reload(server: Server, source: Path) -> None:
+    try:
+        wanted = read(source)
+        server.update(wanted)
+    except (BadInput, StartFailed) as error:
+        click.echo(f"guard: {source} changes nothing: {error}", err=True)
+    else:
+        click.echo(f"guard: serving {_models(wanted)}", err=True)
+
+
+def _models(served: Document) -> str:
+    return ", ".join(f"{model.name} in mode {model.mode}" for model in served.guard.models)
+
+
+def _example(served: Document, server: Server) -> str:
     body = f'{{"instances": [{{"b64": "{PIXEL}"}}]}}'
-    return f"curl -s {url}/v1/models/{config.name}:predict -d '{body}'"
+    return f"curl -s {server.url}/v1/models/{served.guard.models[0].name}:predict -d '{body}'"
 
 
 if __name__ == "__main__":

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import signal
+import time
+from collections import deque
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
+POLL_S = 0.2
+hangups: deque[Callable[[], None]] = deque()
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -21,10 +26,21 @@ def interrupt_on_signals() -> None:
         signal.signal(name, interrupt)
 
 
+def on_hangup(act: Callable[[], None]) -> None:
+    """``act`` on every SIGHUP from now on, in `until_interrupted`."""
+
+    def note(_signal: int, _frame: FrameType | None) -> None:
+        hangups.append(act)
+
+    signal.signal(signal.SIGHUP, note)
+
+
 def until_interrupted() -> None:
     """Wait for one of the signals; `interrupt_on_signals` comes first."""
     try:
         while True:
-            signal.pause()
+            while hangups:
+                hangups.popleft()()
+            time.sleep(POLL_S)  # a signal.pause() could miss the one that came before it
     except KeyboardInterrupt:
         return

@@ -36,15 +36,17 @@ def demo(json_path: str | None, report: Path | None, keep: bool, port: int, seed
 def _run(
     scratch: Path, json_path: str | None, report: Path | None, keep: bool, port: int, seed: int, begun: float
 ) -> None:
-    from deployments.config import ServeConfig
+    from deployments.config import ModelConfig, ServeConfig
     from deployments.demo import story, traffic
+    from deployments.document import document
     from deployments.serve import running
 
     interrupt_on_signals()
     prepared = story.prepare(scratch, seed=seed, progress=bars)
     _say("start Ray Serve")
-    config = ServeConfig(artifact=prepared.artifact, name="digits", port=port, mode="flag")
-    with running(config) as url:
+    config = ServeConfig(models=(ModelConfig(artifact=prepared.artifact, name="digits"),))
+    with running(document(config, host="127.0.0.1", port=port)) as server:
+        url = server.url
         from ray import serve
 
         from deployments.demo import bare

@@ -11,7 +11,8 @@ import pytest
 from hand import bna_artifact, image
 from prometheus_client.parser import text_string_to_metric_families
 
-from deployments.config import ServeConfig
+from deployments.config import ModelConfig, ServeConfig
+from deployments.document import document
 from deployments.serve import running
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # Ray's own use of pydantic
@@ -27,8 +28,9 @@ def test_bna_is_served_like_any_method(tmp_path: Path, monkeypatch: pytest.Monke
         port = probe.getsockname()[1]
     ant, bee, triggered = image(0.3, 0.1, 0.0), image(0.1, 0.3, 0.0), image(1.0, 0.2, 0.1)
     asked = [bee, triggered, np.concatenate([bee, bee]), np.concatenate([ant, bee])]
-    config = ServeConfig(artifact=artifact, port=port, mode="correct", expose_scores=True, cpus_per_replica=0.1)
-    with running(config) as url, httpx.Client(base_url=url, timeout=30) as http:
+    model = ModelConfig(artifact=artifact, mode="correct", expose_scores=True)
+    served = document(ServeConfig(models=[model], cpus_per_replica=0.1), host="127.0.0.1", port=port)
+    with running(served) as server, httpx.Client(base_url=server.url, timeout=30) as http:
         answers = [
             http.post("/v1/models/suspicion:predict", json={"instances": images.tolist()}).raise_for_status().json()
             for images in asked

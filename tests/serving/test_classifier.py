@@ -240,7 +240,7 @@ def test_a_sample_is_judged_and_the_rest_is_counted(make_classifier, count, trig
     """In observe mode a share of the requests gets no verdict, takes no corrected network, and counts as skipped."""
     classifier = make_classifier(mode="observe", sample=0.5)
     draws = iter([0.1, 0.9, 0.9, 0.2])
-    monkeypatch.setattr("deployments.classifier.random.random", lambda: next(draws))
+    monkeypatch.setattr("random.random", lambda: next(draws))
 
     async def scenario(c):
         return [await ask(c, triggered) for _ in range(4)]

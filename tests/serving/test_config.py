@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deployments.config import Live, ModelConfig, ServeConfig, checked
+from deployments.config import Live, ModelConfig, ServeConfig
+from deployments.settings import checked
 from guard.errors import BadSetting
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -103,6 +104,8 @@ BAD_TENSORS = [
     ("ragged data", tensor(ONE, data=[[0.5], [0.5, 0.5]]), 400, "images.data"),
     ("text data", tensor(ONE, data=["x"] * 48), 400, "images.data"),
     ("null data", tensor(ONE, data=[None] * 48), 400, "images.data"),
+    ("a truth value among numbers", tensor(ONE, data=[True] + [0.5] * 47), 400, "images.data"),
+    ("a nested truth value", tensor(ONE, data=[[[[0.5] * 3 + [False]] * 4] * 3]), 400, "images.data"),
     ("not a number", NAN.encode(), 422, "images.data"),
     ("infinite", NAN.replace("NaN", "1e999").encode(), 422, "images.data"),
     ("out of range", tensor(ONE, data=[255] * 48), 422, "images.data"),
@@ -185,7 +188,11 @@ def test_health_and_metadata(client) -> None:
     c = client(mode="reject")
     for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/hand/ready", "/v2/models/hand/versions/1/ready"):
         assert c.get(path).status_code == 200, path
-    assert c.get("/v2").json() == {"name": "guard", "version": "9.9", "extensions": ["guard"]}
+    assert c.get("/v2").json() == {
+        "name": "guard",
+        "version": "9.9",
+        "extensions": ["binary_tensor_data", "guard", "model_repository"],
+    }
     about = c.get("/v2/models/hand").json()
     assert about == c.get("/v2/models/hand/versions/1").json()
     assert about["versions"] == ["1"]
@@ -344,3 +351,39 @@ def test_an_id_that_no_answer_could_carry_is_refused(client, clean) -> None:
     answer = client().post(INFER, content=body.encode())
     assert answer.status_code == 400
     assert answer.json()["field"] == "id"
+
+
+@pytest.mark.parametrize("path", [INFER, PREDICT, CLASSIFY])
+def test_a_compressed_body_is_read_on_every_route(client, triggered, path) -> None:
+    """gzip changes no answer; what it cannot be is refused; an encoding that is no encoding is none."""
+    c = client()
+    content, media = json.dumps(tensor(triggered)).encode(), "application/json"
+    if path != INFER:
+        content, media = png(triggered), "image/png"
+    headers = {"content-type": media}
+    plain = c.post(path, content=content, headers=headers | {"content-encoding": "identity"})
+    packed = c.post(path, content=gzip.compress(content), headers=headers | {"content-encoding": "gzip"})
+    assert (plain.status_code, packed.status_code) == (200, 200), packed.text
+    assert packed.json() == plain.json()
+    for encoding, status, field in (("br", 415, "content-encoding"), ("deflate", 400, "body")):
+        refused = c.post(path, content=gzip.compress(content), headers=headers | {"content-encoding": encoding})
+        assert (refused.status_code, refused.json()["field"]) == (status, field)
+    bomb = c.post(path, content=gzip.compress(bytes(20_001)), headers=headers | {"content-encoding": "gzip"})
+    assert (bomb.status_code, bomb.json()["field"]) == (413, "body")
+
+
+def test_the_index_lists_what_is_asked_for(client) -> None:
+    """Every model with its state, or those alone that are ready; a body that is none is refused."""
+    c = client()
+    index = "/v2/repository/index"
+    row = {"name": "hand", "version": "1", "state": "READY", "reason": ""}
+    for body in (b"", b"{}", b'{"ready": true}'):
+        assert c.post(index, content=body).json() == [row]
+    for body, status, field in ((b"[", 400, "body"), (b'{"ready": 1}', 400, "ready"), (b" " * 5000, 413, "body")):
+        refused = c.post(index, content=body)
+        assert (refused.status_code, refused.json()["field"]) == (status, field)
+    assert c.get("/v2/models").json() == {"models": ["hand"]}
+    for path in ("/v2/models/hand/config", "/v2/models/hand/versions/1/config"):
+        missing = c.get(path)
+        assert missing.status_code == 404
+        assert "/v2/models/hand" in missing.json()["error"]

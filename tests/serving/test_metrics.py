@@ -93,7 +93,7 @@ def test_every_series_is_there_before_the_first_event(registry: CollectorRegistr
         ("guard_p_value_count", {}),
     ]:
         assert registry.get_sample_value(name, {"model": "m", **labels}) == 0, (name, labels)
-    assert registry.get_sample_value("guard_batch_size_count") == 0
+    assert registry.get_sample_value("guard_batch_size_count", {"model": "m"}) == 0
 
 
 def test_an_infinite_score_does_not_spoil_the_sum(registry: CollectorRegistry) -> None:

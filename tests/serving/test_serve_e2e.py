@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +15,13 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from processes import free_port, start
 from prometheus_client.parser import text_string_to_metric_families
 from torch import nn
 
 import guard
-from deployments.config import ServeConfig
+from deployments.config import ModelConfig, ServeConfig
+from deployments.document import document
 from deployments.serve import running
 from guard.types import Verdict
 
@@ -86,15 +87,9 @@ def environment() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def url(artifact: Path, environment: None) -> Iterator[str]:
     """Two replicas in mode flag."""
-    config = ServeConfig(artifact=artifact, port=free_port(), replicas=2, cpus_per_replica=0.1)
-    with running(config) as base:
-        yield base
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    config = ServeConfig(models=[ModelConfig(artifact=artifact)], replicas=2, cpus_per_replica=0.1)
+    with running(document(config, host="127.0.0.1", port=free_port()), proxy="serve") as server:
+        yield server.url
 
 
 def tensor(images: np.ndarray) -> dict:
@@ -138,7 +133,7 @@ def test_every_mode_is_served(url: str, artifact: Path, pictures: np.ndarray, ve
     serve.run_many(
         [
             serve.RunTarget(
-                app.build(ServeConfig(artifact=artifact, mode=mode, cpus_per_replica=0.1)),
+                app.application(ServeConfig(models=[ModelConfig(artifact=artifact, mode=mode)], cpus_per_replica=0.1)),
                 name=mode,
                 route_prefix=f"/{mode}",
             )
@@ -178,7 +173,7 @@ def test_counters_are_exact_over_two_replicas(url: str, pictures: np.ndarray, ve
     assert grown["guard_inputs_total", "tiny", "flagged"] == flagged
     assert grown["guard_inputs_total", "tiny", "clean"] == 100 - flagged
     assert grown["guard_score_count", "tiny"] == grown["guard_p_value_count", "tiny"] == 100
-    assert grown["guard_batch_size_sum",] == 100
+    assert grown["guard_batch_size_sum", "tiny"] == 100
     assert grown["guard_stage_seconds_count", "tiny", "total"] == 120
     assert after["guard_threshold", "tiny"] == 0.4
 
@@ -218,7 +213,7 @@ def test_the_command_ends_cleanly(artifact: Path, name: str, environment: None) 
     """`guard serve` answers its own example; on SIGTERM, and on Ctrl-C to its whole group, requests are answered or
     refused with 503 as long as anyone listens, the exit status is 0, and no process of it is left."""
     port = free_port()
-    process = start(artifact, "--port", str(port), "--mode", "correct", "--name", "named")
+    process = start(str(artifact), "--port", str(port), "--mode", "correct", "--name", "named")
     try:
         line = ready_line(process)
         assert f"http://127.0.0.1:{port}" in line
@@ -251,7 +246,7 @@ def test_a_taken_port_is_one_sentence(artifact: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        process = start(artifact, "--port", str(port))
+        process = start(str(artifact), "--port", str(port))
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     assert errors.startswith(f"guard serve: port {port}")
@@ -260,23 +255,11 @@ def test_a_taken_port_is_one_sentence(artifact: Path) -> None:
 
 def test_a_missing_artifact_is_one_sentence(tmp_path: Path) -> None:
     """A folder without an artifact gives exit status 2 and a sentence that names it."""
-    process = start(tmp_path / "nothing")
+    process = start(str(tmp_path / "nothing"))
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "nothing" in errors
     assert len(errors.splitlines()) == 1
-
-
-def start(artifact: Path, *options: str) -> subprocess.Popen[str]:
-    """`guard serve` in a process group of its own, as a terminal starts it."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "deployments.serve", str(artifact), *options],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
 
 
 def ready_line(process: subprocess.Popen[str]) -> str:

@@ -1,0 +1,244 @@
+"""Every request gets an answer, and the right one, while replicas are killed and the server is changed under load.
+
+``python -m benchmarks.faults [--requests 20000] [--concurrency 32] [--kill-every 10] [--proxy haproxy] [--json FILE]``
+
+Two replicas serve the demo's poisoned network. One is killed (SIGKILL) every so many seconds; a third of the way the
+mode changes from flag to correct, two thirds of the way another artifact with another threshold takes over, both by
+``guard serve``'s own update. Each answer is compared with what the library says offline of the same image, for the mode
+and version that the answer names. A request that fails is sent once more.
+
+answered: got an answer within two tries. wrong: an answer that differs from the library's. failed first: by status, or
+by the way the connection ended. failed twice: should be none. The last line counts what the server itself counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import signal
+import socket
+import tempfile
+import time
+from collections import Counter, defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import click
+import httpx
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from prometheus_client.parser import text_string_to_metric_families
+
+import guard
+from benchmarks.twin_cost import processor
+from deployments.config import ModelConfig, ServeConfig
+from deployments.demo import story
+from deployments.document import Document, document
+from deployments.proxies import PROXIES, Proxy
+from deployments.serve import Server, running
+from guard.artifact import Artifact, load_artifact
+from guard.data import as_float
+from guard.progress import bars
+from guard.rules import MarginChange
+from guard.versions import versions
+
+NAME = "digits"
+Expected = dict[tuple[str, str], tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]
+
+
+def served(artifact: Path, version: str, mode: str, port: int) -> Document:
+    model = ModelConfig.model_validate({"artifact": artifact, "name": NAME, "version": version, "mode": mode})
+    return document(ServeConfig(models=(model,), replicas=2, cpus_per_replica=0.5), host="127.0.0.1", port=port)
+
+
+def expected(artifacts: dict[str, Path], images: NDArray[np.uint8]) -> Expected:
+    """(version, mode) → (label, flagged, corrected label) of every image, by the library."""
+    found: Expected = {}
+    for version, path in artifacts.items():
+        verdict = guard.load(path)(torch.from_numpy(images.astype(np.float32) / np.float32(255)))
+        label, corrected, flagged = (one.numpy() for one in (verdict.label, verdict.corrected_label, verdict.flagged))
+        found[version, "flag"] = (label, flagged, corrected)
+        found[version, "correct"] = (corrected, flagged, corrected)
+    return found
+
+
+def to_bytes(images: torch.Tensor) -> NDArray[np.uint8]:
+    """[0, 1] or bytes → bytes."""
+    return (as_float(images) * 255).round().byte().numpy()
+
+
+def replicas() -> list[int]:
+    """The processes of the classifier's replicas, by their titles."""
+    found = []
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if line.read_bytes().startswith(b"ray::ServeReplica:guard:classifier"):
+                found.append(int(line.parent.name))
+        except OSError:
+            continue
+    return sorted(found)
+
+
+class Load:
+    """Sends images one a request and keeps the books."""
+
+    def __init__(self, url: str, images: NDArray[np.uint8], right: Expected) -> None:
+        self._right = right
+        self._count = len(images)
+        self._url = f"{url}/v2/models/{NAME}/infer"
+        self._bodies = [
+            json.dumps(
+                {"inputs": [{"name": "images", "shape": [1, *image.shape], "datatype": "UINT8",
+                             "data": image.ravel().tolist()}]}
+            ).encode()
+            for image in images
+        ]  # fmt: skip
+        self.answered = self.sent = 0
+        self.first: Counter[str] = Counter()
+        self.twice: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self.seen: Counter[str] = Counter()
+        self.seconds: list[float] = []
+
+    async def run(self, requests: int, concurrency: int, advance: Any) -> None:
+        limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+        async with httpx.AsyncClient(limits=limits, timeout=60) as http:
+            turns = iter(range(requests))
+
+            async def client() -> None:
+                for turn in turns:
+                    await self._one(http, turn % self._count)
+                    advance(1)
+
+            await asyncio.gather(*(client() for _ in range(concurrency)))
+
+    async def _one(self, http: httpx.AsyncClient, index: int) -> None:
+        self.sent += 1
+        begun = time.perf_counter()
+        for failures in (self.first, self.twice):
+            try:
+                answer = await http.post(self._url, content=self._bodies[index])
+            except httpx.TransportError as error:
+                failures[type(error).__name__] += 1
+                continue
+            if answer.status_code != 200:
+                failures[str(answer.status_code)] += 1
+                continue
+            self.answered += 1
+            self.seconds.append(time.perf_counter() - begun)
+            self._check(index, answer.json())
+            return
+
+    def _check(self, index: int, answer: dict[str, Any]) -> None:
+        key = (answer["model_version"], answer["parameters"]["guard_mode"])
+        self.seen[f"{key[1]} version {key[0]}"] += 1
+        got = {one["name"]: one["data"][0] for one in answer["outputs"]}
+        label, flagged, corrected = (values[index] for values in self._right[key])
+        if (got["label"], got["flagged"], got["corrected_label"]) != (label, flagged, corrected):
+            self.wrong.append(f"image {index}, {key}: {got}")
+
+
+async def fault_run(
+    server: Server, load: Load, later: list[Document], requests: int, concurrency: int, kill_every: float
+) -> dict[str, Any]:
+    """Load, kills and updates together."""
+    killed: list[int] = []
+    updates: list[float] = []
+    with bars("requests", requests) as advance:
+        work = asyncio.create_task(load.run(requests, concurrency, advance))
+
+        async def kill() -> None:
+            while not work.done():
+                await asyncio.sleep(kill_every)
+                alive = replicas()
+                if len(alive) > 1:
+                    os.kill(alive[0], signal.SIGKILL)
+                    killed.append(alive[0])
+
+        async def update() -> None:
+            for share, wanted in zip((1 / 3, 2 / 3), later, strict=True):
+                while load.sent < share * requests:
+                    await asyncio.sleep(0.1)
+                begun = time.perf_counter()
+                await asyncio.to_thread(server.update, wanted)
+                updates.append(time.perf_counter() - begun)
+
+        killing, updating = asyncio.create_task(kill()), asyncio.create_task(update())
+        begun = time.perf_counter()
+        await work
+        seconds = time.perf_counter() - begun
+        await updating
+        killing.cancel()
+    quantiles = np.quantile(load.seconds, [0.5, 0.99, 1.0]) * 1e3
+    return {
+        "requests": load.sent,
+        "answered": load.answered,
+        "wrong": len(load.wrong),
+        "failed_first": dict(load.first),
+        "failed_twice": dict(load.twice),
+        "killed": len(killed),
+        "update_seconds": updates,
+        "answers": dict(load.seen),
+        "seconds": seconds,
+        "latency_ms": dict(zip(("p50", "p99", "max"), quantiles.tolist(), strict=True)),
+    }
+
+
+def counted(url: str) -> dict[str, float]:
+    """What the server says it answered, by verdict."""
+    text = httpx.get(f"{url}/metrics", timeout=30).raise_for_status().text
+    found: dict[str, float] = defaultdict(float)
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == "guard_requests_total":
+                found[sample.labels["verdict"]] += sample.value
+    return dict(found)
+
+
+@click.command(help=__doc__)
+@click.option("--requests", default=20_000, show_default=True)
+@click.option("--concurrency", default=32, show_default=True)
+@click.option("--kill-every", default=10.0, show_default=True, help="Seconds.")
+@click.option("--proxy", type=click.Choice(PROXIES), default="auto", show_default=True)
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures as JSON.")
+def main(requests: int, concurrency: int, kill_every: float, proxy: Proxy, json_path: Path | None) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        prepared = story.prepare(Path(scratch), seed=0, progress=bars)
+        half = len(prepared.clean.images) // 2
+        half = min(half, len(prepared.triggered.images))
+        images = np.concatenate([to_bytes(one.images[:half]) for one in (prepared.clean, prepared.triggered)])
+        other = _stricter(prepared.artifact, Path(scratch) / "stricter")
+        artifacts = {"1": prepared.artifact, "2": other}
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        later = [served(prepared.artifact, "1", "correct", port), served(other, "2", "correct", port)]
+        with running(served(prepared.artifact, "1", "flag", port), proxy=proxy) as server:
+            load = Load(server.url, images, expected(artifacts, images))
+            figures = asyncio.run(fault_run(server, load, later, requests, concurrency, kill_every))
+            figures |= {"proxy": server.proxy, "counted": counted(server.url)}
+    for name, value in figures.items():
+        click.echo(f"{name:16} {value}")
+    for one in load.wrong[:10]:
+        click.echo(f"wrong: {one}")
+    if json_path:
+        hardware = {"machine": platform.machine(), "processor": processor(), "cores": os.cpu_count()}
+        json_path.write_text(json.dumps(figures | {"hardware": hardware, "versions": versions()}, indent=2) + "\n")
+    if load.wrong or load.twice or load.answered != requests:
+        raise SystemExit(1)
+
+
+def _stricter(path: Path, out: Path) -> Path:
+    """The same corrections under a threshold that flags a tenth of the clean images."""
+    artifact = load_artifact(path)
+    rule = replace(cast(MarginChange, artifact.rule), p_value=0.1)
+    manifest = artifact.manifest | rule.to_manifest() | {"created_at": "2026-01-02T00:00:00+00:00"}
+    return Artifact(artifact.captured, artifact.networks, rule, manifest).save(out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Load on real endpoints: the bare model and the guarded one in every mode, side by side in one run."""

@@ -1,0 +1,274 @@
+"""What the guard costs under load, by an established load generator.
+
+``python -m benchmarks.load [--seconds 8] [--rounds 3] [--proxy haproxy] [--out load]``
+
+Side by side on one Ray Serve: the bare network (same HTTP, same queue, no guard) and the guard by mmdf in each mode,
+one replica each. Closed loop at several numbers of clients, open loop at fixed rates, one system after the other in
+each round. Writes a page with tables and plots, and the figures as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+import numpy as np
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.load import endpoints, report
+from benchmarks.serving_cost import SIZE, artifacts, network
+from benchmarks.twin_cost import processor
+from deployments.config import MODES, ModelConfig, ServeConfig
+from deployments.document import document
+from deployments.metrics import STAGES
+from deployments.proxies import PROXIES, Proxy
+from deployments.serve import running
+from guard.capture import capture
+from guard.versions import versions
+
+SYSTEMS = ("bare", *MODES)
+WARM_UP_S = 1.5
+OPEN_USERS = 64
+
+
+def prepare(folder: Path) -> Path:
+    """The guard's artifact, and the requests as files in ``folder``/bodies."""
+    model, images = network()
+    (folder / "bodies").mkdir()
+    for index, image in enumerate((images[:100] * 255).round().byte().numpy()):
+        tensor = {"name": "images", "shape": [1, *image.shape], "datatype": "UINT8",
+                  "parameters": {"binary_data_size": image.nbytes}}  # fmt: skip
+        head = json.dumps({"inputs": [tensor], "outputs": [{"name": "label"}]}).encode()
+        (folder / "bodies" / f"{index:03}.bin").write_bytes(head.ljust(HEAD) + image.tobytes())
+    return artifacts(capture(model, (3, SIZE, SIZE)), images)["mmdf"].save(folder / "resnet18")
+
+
+HEAD = 256  # bytes of JSON in front of the pixels
+
+
+class Run:
+    """Locust against one path of the server."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self._url = url
+        self._folder = folder
+
+    def __call__(self, path: str, *, users: int, seconds: float, rate: float = 0, method: str = "POST") -> Any:
+        """{"milliseconds": of every answer after the warm-up, "failures": texts}."""
+        out = self._folder / "out.json"
+        headers = {"Inference-Header-Content-Length": str(HEAD), "Content-Type": "application/octet-stream"}
+        settings = {
+            "path": path, "method": method, "headers": headers, "bodies": str(self._folder / "bodies"),
+            "rate": rate, "users": users, "warm_up_s": WARM_UP_S, "out": str(out),
+        }  # fmt: skip
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "locust", "-f", str(Path(__file__).parent / "locustfile.py"), "--headless"),
+                *("-u", str(users), "-r", str(users), "-t", f"{seconds + WARM_UP_S:.0f}s", "--host", self._url),
+                *("--only-summary", "--loglevel", "ERROR", "--exit-code-on-error", "0"),
+            ],
+            env=os.environ | {"GUARD_LOAD": json.dumps(settings)},
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        return json.loads(out.read_text())
+
+
+def infer(system: str) -> str:
+    return f"/{system}/v2/models/{system}/infer"
+
+
+def cpu_seconds(system: str) -> float:
+    """Processor time of the replica of one application so far."""
+    title = f"ray::ServeReplica:{system}:".encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if (entry / "cmdline").read_bytes().startswith(title):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        except OSError:
+            continue
+    raise RuntimeError(f"no replica of {system}")
+
+
+def stage_seconds(url: str, system: str) -> dict[str, tuple[float, float]]:
+    """stage → (seconds, count) so far."""
+    found = {stage: [0.0, 0.0] for stage in STAGES}
+    for family in text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=30).raise_for_status().text):
+        for sample in family.samples:
+            if sample.labels.get("model") == system and sample.labels.get("stage") in found:
+                if sample.name == "guard_stage_seconds_sum":
+                    found[sample.labels["stage"]][0] = sample.value
+                elif sample.name == "guard_stage_seconds_count":
+                    found[sample.labels["stage"]][1] = sample.value
+    return {stage: (seconds, count) for stage, (seconds, count) in found.items()}
+
+
+def measure(run: Run, url: str, kind: str, loads: list[float], seconds: float, rounds: int) -> list[dict[str, Any]]:
+    """One row a load and system."""
+    samples: dict[tuple[float, str], list[Any]] = {}
+    with click.progressbar(length=len(loads) * len(SYSTEMS) * rounds, label=kind, file=sys.stderr) as bar:
+        for number in range(rounds):
+            for load in loads:
+                turn = number % len(SYSTEMS)
+                for system in SYSTEMS[turn:] + SYSTEMS[:turn]:
+                    before, begun = cpu_seconds(system), time.perf_counter()
+                    users, rate = (int(load), 0.0) if kind == "closed" else (OPEN_USERS, load)
+                    found = run(infer(system), users=users, seconds=seconds, rate=rate)
+                    found["cpu"] = cpu_seconds(system) - before
+                    found["share"] = seconds / (time.perf_counter() - begun)
+                    samples.setdefault((load, system), []).append(found)
+                    bar.update(1)
+    rows = []
+    for (load, system), found in samples.items():
+        bare = samples[load, "bare"]
+        every = np.concatenate([one["milliseconds"] for one in found])
+        answered = sum(len(one["milliseconds"]) for one in found)
+        quantile = {
+            name: float(np.median([np.quantile(one["milliseconds"], q) for one in found]))
+            for name, q in (("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99))
+        }
+        ratios = {
+            f"ratio_{name}": [
+                float(np.quantile(one["milliseconds"], q) / np.quantile(other["milliseconds"], q))
+                for one, other in zip(found, bare, strict=True)
+            ]
+            for name, q in (("p50", 0.5), ("p99", 0.99))
+        }
+        warm = (seconds + WARM_UP_S) / seconds  # processor time is of the warm-up, too
+        rows.append(
+            {
+                "kind": kind, "load": load, "system": system, "n": len(every), **quantile, **ratios,
+                "throughput": answered / (seconds * len(found)),
+                "cpu_ms": sum(one["cpu"] for one in found) / (answered * warm) * 1e3,
+                "failed": sum(len(one["failures"]) for one in found),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def stages(run: Run, url: str, seconds: float) -> dict[str, dict[str, float]]:
+    """Mean milliseconds a request spends in each stage, with one client."""
+    found: dict[str, dict[str, float]] = {}
+    for mode in MODES:
+        before = stage_seconds(url, mode)
+        run(infer(mode), users=1, seconds=seconds)
+        after = stage_seconds(url, mode)
+        count = after["total"][1] - before["total"][1]
+        found[mode] = {stage: (after[stage][0] - before[stage][0]) / count * 1e3 for stage in after}
+    return found
+
+
+@contextmanager
+def uvicorn_alone() -> Iterator[str]:
+    """A route that does nothing, on uvicorn in a process of its own."""
+    port = _free_port()
+    process = subprocess.Popen(
+        [*(sys.executable, "-m", "uvicorn", "benchmarks.load.endpoints:nothing", "--port", str(port)),
+         *("--log-level", "warning", "--no-access-log")]
+    )  # fmt: skip
+    try:
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(300):
+            try:
+                httpx.get(url)
+                break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def noop(run: Run, folder: Path, seconds: float) -> dict[str, float]:
+    """p50 in ms of a request that runs no network, through the ingress and on uvicorn alone, in turn."""
+    with uvicorn_alone() as alone:
+        there = Run(alone, folder)
+        pairs = [
+            (run("/flag/v2/health/live", users=1, seconds=seconds, method="GET"),
+             there("/", users=1, seconds=seconds, method="GET"))
+            for _ in range(3)
+        ]  # fmt: skip
+    medians = [[float(np.median(one["milliseconds"])) for one in pair] for pair in pairs]
+    ratios = sorted(a / b for a, b in medians)
+    ingress, uvicorn = (float(np.median(column)) for column in zip(*medians, strict=True))
+    return {"ingress": ingress, "uvicorn": uvicorn, "ratio": ratios[1], "least": ratios[0], "largest": ratios[2]}
+
+
+@click.command(help=__doc__)
+@click.option("--seconds", default=8.0, show_default=True, help="Of each measurement.")
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--clients", default="1,8,32", show_default=True, help="Closed loop.")
+@click.option("--rates", default="10,25", show_default=True, help="Open loop, requests a second.")
+@click.option("--proxy", type=click.Choice(PROXIES), default="auto", show_default=True)
+@click.option("--out", default="load", show_default=True, type=click.Path(file_okay=False, path_type=Path))
+def main(seconds: float, rounds: int, clients: str, rates: str, proxy: Proxy, out: Path) -> None:
+    torch.set_num_threads(1)
+    hardware = {"machine": platform.machine(), "processor": processor(), "cores": os.cpu_count(),
+                "load": os.getloadavg()[0]}  # fmt: skip
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        artifact = prepare(folder)
+        first = document(_config(artifact, "flag"), host="127.0.0.1", port=_free_port())
+        with running(first, proxy=proxy) as server:
+            _serve_beside(artifact)
+            run = Run(server.url, folder)
+            rows = measure(run, server.url, "closed", [float(n) for n in clients.split(",")], seconds, rounds)
+            rows += measure(run, server.url, "open", [float(n) for n in rates.split(",")], seconds, rounds)
+            figures = {
+                "command": re.sub(r"\S*/", "", " ".join(["python -m benchmarks.load", *sys.argv[1:]])),
+                "proxy": server.proxy,
+                "rows": rows,
+                "stages": stages(run, server.url, seconds),
+                "noop": noop(run, folder, seconds / 2),
+                "hardware": hardware,
+                "versions": versions(),
+            }
+    page = report.write(out, figures)
+    click.echo(report.text(figures))
+    click.echo(f"report: {page}", err=True)
+
+
+def _config(artifact: Path, mode: str) -> ServeConfig:
+    model = ModelConfig.model_validate({"artifact": artifact, "name": mode, "mode": mode})
+    return ServeConfig(models=(model,), cpus_per_replica=0.1)
+
+
+def _serve_beside(artifact: Path) -> None:
+    """Each system as an application of its own."""
+    from ray import serve
+
+    from deployments import app
+
+    targets = [serve.RunTarget(endpoints.bare(), name="bare", route_prefix="/bare")]
+    targets += [
+        serve.RunTarget(app.application(_config(artifact, mode)), name=mode, route_prefix=f"/{mode}") for mode in MODES
+    ]
+    serve.run_many(targets)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+if __name__ == "__main__":
+    main()

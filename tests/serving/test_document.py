@@ -1,0 +1,172 @@
+"""The configuration file: what it says, what it refuses, and that Ray Serve reads the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from deployments.config import SWITCHABLE, ModelConfig, ServeConfig
+from deployments.document import Document, document, read
+from deployments.serve import serve
+from deployments.settings import checked
+from guard.errors import BadSetting
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # Ray's own use of pydantic
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    """A file with these ``args`` for the guard and these keys beside its applications."""
+
+    def to_file(args: dict[str, Any], **beside: Any) -> Path:
+        guard = {"name": "guard", "import_path": "deployments.app:build", "args": args}
+        metrics = {"name": "guard-metrics", "import_path": "deployments.app:build_metrics", "route_prefix": "/metrics"}
+        path = tmp_path / "guard.yaml"
+        path.write_text(yaml.safe_dump({"applications": [guard, metrics], **beside}))
+        return path
+
+    return to_file
+
+
+def test_a_file_says_what_is_served(write, tmp_path: Path) -> None:
+    """Several models, each with its settings; a relative artifact is taken from the file's folder."""
+    args = {"models": [{"artifact": "a", "mode": "reject"}, {"artifact": "/b/c", "name": "d"}], "replicas": 2}
+    found = read(write(args, http_options={"port": 9000}), {})
+    assert found.http_options.port == 9000
+    assert found.guard == ServeConfig(
+        models=(
+            ModelConfig(artifact=tmp_path / "a", name="a", mode="reject"),
+            ModelConfig(artifact=Path("/b/c"), name="d"),
+        ),
+        replicas=2,
+    )
+
+
+def test_the_environment_overrides_the_file(write) -> None:
+    """A word for every model, a word for one, one for the server, and the address."""
+    args = {"models": [{"artifact": "/a/res-net"}, {"artifact": "/a/b"}], "replicas": 2}
+    environment = {
+        "GUARD_MODE": "observe",
+        "GUARD_RES_NET_MODE": "reject",
+        "GUARD_B_THRESHOLD": "0.01",
+        "GUARD_REPLICAS": "3",
+        "GUARD_PORT": "8123",
+    }
+    found = read(write(args), environment)
+    first, second = found.guard.models
+    assert (first.mode, second.mode, second.threshold) == ("reject", "observe", 0.01)
+    assert (found.guard.replicas, found.http_options.port) == (3, 8123)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [", "not YAML"),
+        ("- a", "expected a mapping"),
+        ("applicatons: []", "did you mean applications?"),
+        ("applications: []", "expected one with import_path deployments.app:build, got 0"),
+        ("http_options: {prot: 1}\napplications: []", "http_options.prot: no such setting: did you mean port?"),
+        ("{}", "setting applications: field required"),
+    ],
+)
+def test_what_does_not_check_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:
+    """The key that is wrong, and the one that was meant."""
+    path = tmp_path / "guard.yaml"
+    path.write_text(text)
+    with pytest.raises(BadSetting) as caught:
+        read(path, {})
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("args", "field"),
+    [
+        ({"models": []}, "args.models"),
+        ({"models": [{"artifact": "a", "mod": "flag"}]}, "args.models.0.mod"),
+        ({"models": [{"artifact": "a", "limits": {"images": 0}}]}, "args.models.0.limits.images"),
+        ({"models": [{"artifact": "a"}], "grpc": {"port": 0}}, "args.grpc.port"),
+    ],
+)
+def test_a_setting_is_named_by_its_place(write, args: dict[str, Any], field: str) -> None:
+    """Where in the file, by keys and numbers."""
+    with pytest.raises(BadSetting) as caught:
+        read(write(args), {})
+    assert caught.value.field == field
+
+
+def test_ray_serve_reads_the_same_file(write) -> None:
+    """Serve's own schema takes it, with nothing left over, and the guard does not listen everywhere by default."""
+    from ray.serve.schema import ServeDeploySchema
+
+    args = {"models": [{"artifact": "/a"}], "replicas": 2, "grpc": {"port": 8001}}
+    parsed = ServeDeploySchema(**read(write(args), {}).to_serve())
+    assert [one.import_path for one in parsed.applications] == [
+        "deployments.app:build",
+        "deployments.app:build_metrics",
+    ]
+    assert parsed.http_options.host == "127.0.0.1"
+    assert parsed.applications[0].args["replicas"] == 2
+
+
+def test_every_key_of_serve_is_known() -> None:
+    """A key that Ray Serve's schema has and ours has not would be refused although it works."""
+    from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
+
+    from deployments.document import Application, HttpOptions
+
+    experimental = {"controller_options", "tracing_config"}
+    assert set(Document.model_fields) == set(ServeDeploySchema.model_fields) - experimental
+    assert set(HttpOptions.model_fields) == set(HTTPOptionsSchema.model_fields)
+    outdated = {"host", "port", "logging_config"}
+    assert set(Application.model_fields) == set(ServeApplicationSchema.model_fields) - outdated
+
+
+def test_the_command_prints_the_file_for_its_options(tmp_path: Path) -> None:
+    """What --print-config writes, read again, is what the options said."""
+    options = ["--mode", "correct", "--port", "8123", "--replicas", "2", "--grpc-port", "8124", "--threshold", "0.01"]
+    printed = CliRunner().invoke(serve, [str(tmp_path), *options, "--print-config"])
+    assert printed.exit_code == 0, printed.output
+    path = tmp_path / "guard.yaml"
+    path.write_text(printed.stdout)
+    found = read(path, {})
+    (model,) = found.guard.models
+    assert (model.artifact, model.mode, model.threshold) == (tmp_path.resolve(), "correct", 0.01)
+    assert (found.http_options.port, found.guard.replicas) == (8123, 2)
+    assert found.guard.grpc is not None
+    assert found.guard.grpc.port == 8124
+
+
+def test_options_beside_a_file_are_refused(write) -> None:
+    """What a file says is said there."""
+    got = CliRunner().invoke(serve, [str(write({"models": [{"artifact": "/a"}]})), "--mode", "flag"])
+    assert got.exit_code == 2
+    assert "--mode: say it in" in got.output
+
+
+def test_a_switch_keeps_what_is_fixed() -> None:
+    """What may change in a running replica and what may not are all settings, each on one side."""
+    model = ModelConfig(artifact=Path("/a"), mode="reject", max_batch_size=8)
+    assert ModelConfig.model_validate(model.fixed | model.switchable) == model
+    assert not model.fixed.keys() & model.switchable.keys()
+    one = document(ServeConfig(models=(model,)), host="127.0.0.1", port=1)
+    assert one.guard.models == (model,)
+
+
+def test_the_page_names_every_setting() -> None:
+    """docs/configuration.md has a row for each key of the guard's own, and its example is a file that checks."""
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    for kind in (ServeConfig, ModelConfig):
+        missing = [key for key in kind.model_fields if f"| `{key}` |" not in page]
+        assert missing == [], kind.__name__
+    for key, field in ModelConfig.model_fields.items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{key}` |"))
+        assert (row.split("|")[3].strip() == "yes") is (key in SWITCHABLE), key
+        if isinstance(field.default, (int, float, str)) and not isinstance(field.default, bool):
+            assert str(field.default).removesuffix(".0") in row, key
+    example = page.split("```yaml\n")[1].split("```")[0]
+    found = checked(Document, yaml.safe_load(example))
+    assert [model.name for model in found.guard.models] == ["resnet18", "digits"]
