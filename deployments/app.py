@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
-from deployments.config import GrpcSettings, ModelConfig, ServeConfig, overridden
+from deployments.config import BaseConfig, GrpcSettings, ModelConfig, ServeConfig, overlaid, overridden
 from deployments.keys import Keys, KeySettings
 from deployments.settings import Settings, checked
 from guard.errors import BadInput, BadSetting
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 class ClassifierReplica:
     """One replica: the networks of every model, their queues, and the routes in front.
 
-    It is made from what is fixed; what may change while it runs comes with ``reconfigure``, the first time before the
-    first request.
+    Models are loaded by ``reconfigure``, the first time before the first request: by then the ``user_config`` has said
+    what it says in place of the settings that came first.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -59,14 +59,21 @@ class ClassifierReplica:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Switch settings and artifacts in place. Once it serves it never raises, for that would cost the replica:
         what does not check or load is logged, and what is in force stays."""
-        for fixed in self._config["models"]:
-            name = fixed["name"]
+        try:
+            said = overridden({"models": overlaid(self._config["models"], user_config)}, os.environ)
+            wanted = [checked(ModelConfig, one) for one in said["models"]]
+        except BadInput as error:
+            if not self._served:
+                raise
+            log.error("every model stays as it is: %s", error)
+            return
+        for one in wanted:
             try:
-                await self._apply(checked(ModelConfig, fixed | user_config[name]))
+                await self._apply(one)
             except Exception as error:
-                if name not in self._served:
+                if one.name not in self._served:
                     raise
-                log.error("%s stays as it is: %s", name, error, exc_info=not isinstance(error, BadInput))
+                log.error("%s stays as it is: %s", one.name, error, exc_info=not isinstance(error, BadInput))
         if self._config["grpc"] is not None and not self._models.doors:
             await self._open_grpc(checked(GrpcSettings, self._config["grpc"]))
 
@@ -121,10 +128,10 @@ class MetricsSettings(Settings):
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The classifier's application, from the ``args`` of a configuration file (`ServeConfig`) and the environment."""
-    config = checked(ServeConfig, overridden(args, os.environ))
+    """The classifier's application, from the ``args`` of a configuration file and the environment."""
+    config = checked(BaseConfig, overridden(args, os.environ))
     for model in config.models:
-        if not model.artifact.is_absolute():
+        if model.artifact is not None and not model.artifact.is_absolute():
             raise BadSetting(
                 f"artifact: {model.artifact} is relative: name the folder by a path that is the same on every node",
                 field="artifact",
@@ -134,7 +141,6 @@ def build(args: dict[str, Any]) -> Application:
 
 def application(config: ServeConfig) -> Application:
     """The classifier's application, to be mounted at ``/``."""
-    fixed = config.model_dump(mode="json", exclude={"models"}) | {"models": [one.fixed for one in config.models]}
     waiting = sum(model.limits.queued_images + model.max_batch_size for model in config.models)
     folder = _metrics_dir(config.metrics_dir)
     deploy = serve.deployment(
@@ -144,7 +150,7 @@ def application(config: ServeConfig) -> Application:
             "num_cpus": config.cpus_per_replica,
             "runtime_env": {"env_vars": {"PROMETHEUS_MULTIPROC_DIR": str(folder)}},
         },
-        user_config={model.name: model.switchable for model in config.models},
+        user_config={},  # a configuration file may say more; with none at all `reconfigure` would not be called
         max_ongoing_requests=waiting + 1,  # one more than the queue holds, so that our own 503 speaks first
         max_queued_requests=waiting,
         backpressure_config={"status_code": 503, "retry_after_s": 1},
@@ -155,7 +161,7 @@ def application(config: ServeConfig) -> Application:
         logging_config=QUIET,
         max_constructor_retry_count=2,
     )
-    return deploy(ClassifierReplica).bind(fixed)
+    return deploy(ClassifierReplica).bind(config.model_dump(mode="json"))
 
 
 def build_metrics(args: dict[str, Any]) -> Application:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from deployments.keys import KeySettings
 from deployments.settings import Settings, refusal
 from deployments.upstream import UpstreamSettings
+from guard.errors import BadSetting
 
 Mode = Literal["observe", "flag", "reject", "correct"]
 OnFailure = Literal["open", "closed"]
@@ -77,24 +78,14 @@ class ModelConfig(Live):
     @model_validator(mode="before")
     @classmethod
     def _name_from_folder(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("name") is None and "artifact" in values:
-            return values | {"name": Path(values["artifact"]).resolve().name}
+        if isinstance(values, dict) and values.get("name") is None and values.get("artifact") is not None:
+            return values | {"name": name_of(values)}
         return values
 
     @property
     def live(self) -> Live:
         """The part that may change while the server runs."""
         return Live(**self.model_dump(include=set(Live.model_fields)))
-
-    @property
-    def switchable(self) -> dict[str, Any]:
-        """What changes in a running replica, as plain values: the live settings, and which artifact serves."""
-        return self.model_dump(mode="json", include=SWITCHABLE)
-
-    @property
-    def fixed(self) -> dict[str, Any]:
-        """The rest, as plain values: a change of it takes new replicas."""
-        return self.model_dump(mode="json", exclude=SWITCHABLE)
 
 
 SWITCHABLE = {*Live.model_fields, "artifact", "version"}
@@ -131,6 +122,49 @@ class ServeConfig(Settings):
         return self
 
 
+class BaseModelConfig(ModelConfig):
+    """A model as ``args`` may leave it: ``user_config`` says the rest."""
+
+    artifact: Path | None = None  # type: ignore[assignment]
+
+
+class BaseConfig(ServeConfig):
+    """`ServeConfig` before ``user_config``."""
+
+    models: tuple[BaseModelConfig, ...] = Field(min_length=1)
+
+
+def overlaid(models: Sequence[Any], said: Mapping[str, Any]) -> list[Any]:
+    """``models``, settings as plain values, with what ``said`` says of each by its name.
+
+    Raises:
+        BadSetting: ``said`` names a model that is not there, or a setting that no running replica can change.
+    """
+    names = [name_of(model) for model in models]
+    for name, settings in said.items():
+        if name not in names:
+            raise BadSetting(
+                f"user_config.{name}: no such model: expected {', '.join(names)}", field=f"user_config.{name}"
+            )
+        for key in settings if isinstance(settings, dict) else ["it"]:
+            if key not in SWITCHABLE:
+                raise BadSetting(
+                    f"user_config.{name}: {key} cannot change in a running replica: expected settings out of "
+                    f"{', '.join(sorted(SWITCHABLE))}",
+                    field=f"user_config.{name}",
+                )
+    return [
+        model | said.get(name, {}) if isinstance(model, dict) else model
+        for name, model in zip(names, models, strict=True)
+    ]
+
+
+def name_of(model: Any) -> str:
+    """The name of a model given as plain values, by default the folder's."""
+    values = model if isinstance(model, dict) else {}
+    return str(values.get("name") or Path(str(values.get("artifact", ""))).resolve().name)
+
+
 def overridden(args: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
     """``args`` of a `ServeConfig` with what the environment says in their place.
 
@@ -144,8 +178,7 @@ def overridden(args: dict[str, Any], environ: Mapping[str, str]) -> dict[str, An
     models = []
     for given in args["models"]:
         if isinstance(given, dict):
-            name = str(given.get("name") or Path(str(given.get("artifact", ""))).name)
-            own = "GUARD_" + re.sub(r"\W", "_", name.upper()) + "_"
+            own = "GUARD_" + re.sub(r"\W", "_", name_of(given).upper()) + "_"
             said = {word: environ.get(own + word.upper(), environ.get("GUARD_" + word.upper())) for word in MODEL_WORDS}
             given = given | {word: value for word, value in said.items() if value is not None}
         models.append(given)

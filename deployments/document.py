@@ -1,8 +1,10 @@
 """The configuration file: a Ray Serve config whose application is the guard.
 
 The same file runs with ``guard serve CONFIG.yaml`` and, on a cluster, with ``serve deploy CONFIG.yaml`` or as the
-``serveConfigV2`` of a RayService. The guard's settings are the ``args`` of its application; everything around them is
-Serve's own, checked here because Serve itself takes unknown keys in silence. Applications of others may stand beside.
+``serveConfigV2`` of a RayService. The guard's settings are the ``args`` of its application. Those that may change in a
+running replica may also stand in the ``user_config`` of its deployment, by model, and win there: Serve takes new
+replicas for a change of ``args``, and none for one of ``user_config``. What is around is Serve's own, checked here
+because Serve itself takes unknown keys in silence. Applications of others may stand beside.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field
 
-from deployments.config import ServeConfig, overridden
+from deployments.config import SWITCHABLE, ServeConfig, overlaid, overridden
 from deployments.settings import Settings, checked
 from guard.errors import BadSetting
 
 APP, METRICS_APP = "guard", "guard-metrics"
+DEPLOYMENT = "classifier"
 BUILD, BUILD_METRICS = "deployments.app:build", "deployments.app:build_metrics"
 
 
@@ -64,7 +67,27 @@ class Document(Settings):
     @property
     def guard(self) -> ServeConfig:
         """The guard's settings."""
-        return checked(ServeConfig, self._application(BUILD).args, prefix="args.")
+        return checked(ServeConfig, _merged(self._application(BUILD)), prefix="args.")
+
+    def with_guard(self, args: dict[str, Any]) -> Document:
+        """With these settings of the guard instead, each where it can be changed with the least effort."""
+        config = checked(ServeConfig, args, prefix="args.")
+        mine = self._application(BUILD)
+        fixed = config.model_dump(mode="json", exclude_defaults=True, exclude={"models"})
+        fixed["models"] = [
+            model.model_dump(mode="json", exclude_defaults=True, exclude=SWITCHABLE) for model in config.models
+        ]
+        switchable = {
+            model.name: model.model_dump(mode="json", exclude_defaults=True, include=SWITCHABLE)
+            for model in config.models
+        }
+        others = [one for one in mine.deployments if one.get("name") != DEPLOYMENT]
+        own = next((one for one in mine.deployments if one.get("name") == DEPLOYMENT), {"name": DEPLOYMENT})
+        changed = mine.model_copy(
+            update={"args": fixed, "deployments": [own | {"user_config": switchable}, *others]},
+        )
+        applications = tuple(changed if one is mine else one for one in self.applications)
+        return self.model_copy(update={"applications": applications})
 
     def _application(self, import_path: str) -> Application:
         found = [application for application in self.applications if application.import_path == import_path]
@@ -77,9 +100,8 @@ class Document(Settings):
     def to_serve(self) -> dict[str, Any]:
         """What Ray Serve is given."""
         values = self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
-        return values | {
-            "http_options": self.http_options.model_dump(exclude_none=True)
-        }  # Serve's own default is to listen everywhere
+        options = self.http_options.model_dump(exclude_none=True)
+        return values | {"http_options": options}  # Serve's own default is to listen everywhere
 
 
 def document(config: ServeConfig, *, host: str, port: int, request_timeout_s: float = 60.0) -> Document:
@@ -90,10 +112,10 @@ def document(config: ServeConfig, *, host: str, port: int, request_timeout_s: fl
         proxy_location="HeadOnly",
         http_options=HttpOptions(host=host, port=port, request_timeout_s=request_timeout_s),
         applications=(
-            Application(name=APP, import_path=BUILD, args=args),
+            Application(name=APP, import_path=BUILD),
             Application(name=METRICS_APP, route_prefix="/metrics", import_path=BUILD_METRICS, args=metrics),
         ),
-    )
+    ).with_guard(args)
 
 
 def read(path: Path, environ: Mapping[str, str] = os.environ) -> Document:
@@ -111,14 +133,22 @@ def read(path: Path, environ: Mapping[str, str] = os.environ) -> Document:
     if not isinstance(values, dict):
         raise BadSetting(f"{path}: expected a mapping with the key applications", field="applications")
     found = checked(Document, values)
-    mine = found._application(BUILD)
-    args = overridden(_anchored(mine.args, path.resolve().parent), environ)
+    args = overridden(_anchored(_merged(found._application(BUILD)), path.resolve().parent), environ)
     options = {key: environ[f"GUARD_{key.upper()}"] for key in ("host", "port") if f"GUARD_{key.upper()}" in environ}
-    applications = [one.model_copy(update={"args": args}) if one is mine else one for one in found.applications]
     http = checked(HttpOptions, found.http_options.model_dump() | options, prefix="http_options.")
-    found = found.model_copy(update={"applications": tuple(applications), "http_options": http})
-    _ = found.guard  # every setting is checked now
-    return found
+    return found.with_guard(args).model_copy(update={"http_options": http})
+
+
+def _merged(application: Application) -> dict[str, Any]:
+    """``args`` with what the ``user_config`` of the guard's deployment says in their place."""
+    args = application.args
+    own = next((one for one in application.deployments if one.get("name") == DEPLOYMENT), {})
+    said = own.get("user_config") or {}
+    if not isinstance(args.get("models"), list) or not said:
+        return args
+    if not isinstance(said, dict):
+        raise BadSetting("user_config: expected the names of models, each with its settings", field="user_config")
+    return args | {"models": overlaid(args["models"], said)}
 
 
 def _anchored(args: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import tempfile
@@ -87,6 +88,8 @@ def _check_artifacts(config: ServeConfig) -> None:
 
     for model in config.models:
         guard.load(model.artifact, device=model.device)
+        if model.upstream is not None:
+            model.upstream.secrets()
 
 
 def _start_ray(config: ServeConfig) -> None:
@@ -142,17 +145,17 @@ def _deploy(served: Document) -> None:
         for name, status in ray_serve.status().applications.items():
             if name in waiting and status.status == "RUNNING":
                 waiting.remove(name)
-            elif (
-                name in waiting and status.status == "DEPLOY_FAILED"
-            ):  # unhealthy it may be for a while, replicas come and go
-                messages = [status.message, *(one.message for one in status.deployments.values())]
-                raise StartFailed(f"Ray Serve could not start {name}: {_reason(messages)}")
+            elif name in waiting and status.status == "DEPLOY_FAILED":
+                parts = list(status.deployments.values())
+                if not any(part.status_trigger == "HEALTH_CHECK_FAILED" for part in parts):  # one that died comes back
+                    reason = _reason([status.message, *(part.message for part in parts)])
+                    raise StartFailed(f"Ray Serve could not start {name}: {reason}")
 
 
 def _reason(messages: list[str]) -> str:
-    """The last error that a report of Serve's, with its traces, tells of."""
+    """The last error that a report of Serve's, with its nested traces, tells of."""
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
-    errors = [line for line in lines if line.partition(":")[0].endswith(("Error", "Bad", "Setting", "Artifact"))]
+    errors = [line for line in lines if re.match(r"([a-z_]\w*\.)*[A-Z]\w+: (?!Traceback)", line)]
     return (errors or lines or ["its log has the reason"])[-1]
 
 

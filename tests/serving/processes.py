@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 
 def free_port() -> int:
@@ -36,6 +37,32 @@ def stop(process: subprocess.Popen[str]) -> None:
         process.wait(timeout=60)
     finally:
         process.kill()
+
+
+def replicas(parent: int) -> set[int]:
+    """The processes of the classifier's replicas among the descendants of ``parent``, by their titles."""
+    return {pid for pid in descendants(parent) if title(pid).startswith("ray::ServeReplica:guard:classifier")}
+
+
+def title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that ``pid`` started, and those that these started, by /proc."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:

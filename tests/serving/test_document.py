@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 
 from deployments.config import SWITCHABLE, ModelConfig, ServeConfig
-from deployments.document import Document, document, read
+from deployments.document import Document, read
 from deployments.serve import serve
 from deployments.settings import checked
 from guard.errors import BadSetting
@@ -110,6 +110,7 @@ def test_ray_serve_reads_the_same_file(write) -> None:
     ]
     assert parsed.http_options.host == "127.0.0.1"
     assert parsed.applications[0].args["replicas"] == 2
+    assert parsed.applications[0].deployments[0].user_config == {"a": {"artifact": "/a"}}
 
 
 def test_every_key_of_serve_is_known() -> None:
@@ -147,13 +148,36 @@ def test_options_beside_a_file_are_refused(write) -> None:
     assert "--mode: say it in" in got.output
 
 
-def test_a_switch_keeps_what_is_fixed() -> None:
-    """What may change in a running replica and what may not are all settings, each on one side."""
-    model = ModelConfig(artifact=Path("/a"), mode="reject", max_batch_size=8)
-    assert ModelConfig.model_validate(model.fixed | model.switchable) == model
-    assert not model.fixed.keys() & model.switchable.keys()
-    one = document(ServeConfig(models=(model,)), host="127.0.0.1", port=1)
-    assert one.guard.models == (model,)
+def test_what_may_change_in_place_stands_apart(write) -> None:
+    """Ray Serve takes new replicas for other ``args``: a change of mode, threshold or artifact leaves them as they
+    are."""
+    before = read(write({"models": [{"artifact": "/a", "max_batch_size": 8}]}), {}).to_serve()
+    after = read(write({"models": [{"artifact": "/b", "name": "a", "mode": "reject", "max_batch_size": 8}]}), {})
+    first, second = before["applications"][0], after.to_serve()["applications"][0]
+    assert first["args"] == second["args"] == {"models": [{"name": "a", "max_batch_size": 8}]}
+    assert second["deployments"] == [
+        {"name": "classifier", "user_config": {"a": {"artifact": "/b", "mode": "reject"}}},
+    ]
+    assert after.guard.models == (ModelConfig(artifact=Path("/b"), name="a", mode="reject", max_batch_size=8),)
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ({"b": {"mode": "flag"}}, "user_config.b: no such model: expected a"),
+        ({"a": {"limits": {}}}, "limits cannot change in a running replica"),
+        ({"a": "flag"}, "it cannot change"),
+    ],
+)
+def test_a_user_config_is_checked(write, said: dict[str, Any], sentence: str) -> None:
+    """Models that are there, and settings that a running replica can change."""
+    path = write({"models": [{"artifact": "/a"}]})
+    values = yaml.safe_load(path.read_text())
+    values["applications"][0]["deployments"] = [{"name": "classifier", "user_config": said}]
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(BadSetting) as caught:
+        read(path, {})
+    assert sentence in str(caught.value)
 
 
 def test_the_page_names_every_setting() -> None:

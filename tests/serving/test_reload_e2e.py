@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from hand import bna_artifact, image
-from processes import free_port, start, stop, wait_for
+from processes import free_port, replicas, start, stop, wait_for
 
 ANT, TRIGGERED = image(0.3, 0.1, 0.0), image(1.0, 0.2, 0.1)
 
@@ -99,6 +99,8 @@ def test_a_mode_and_an_artifact_change_under_load(running: Running) -> None:
             except Exception as error:
                 failures.append(repr(error))
 
+    before = replicas(running.process.pid)
+    assert len(before) == 1
     clients = [threading.Thread(target=client) for _ in range(4)]
     for thread in clients:
         thread.start()
@@ -115,6 +117,7 @@ def test_a_mode_and_an_artifact_change_under_load(running: Running) -> None:
         for thread in clients:
             thread.join()
     assert failures == []
+    assert replicas(running.process.pid) == before
     assert set(seen) == {"flag ant", "correct bee", "correct ant"}
     assert running.metadata()["versions"] == ["2"]
 

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from processes import free_port, start
+from processes import descendants, free_port, start
 from prometheus_client.parser import text_string_to_metric_families
 from torch import nn
 
@@ -268,20 +268,6 @@ def ready_line(process: subprocess.Popen[str]) -> str:
         if line.startswith("guard: serving"):
             return line.strip()
     raise AssertionError(f"ended with {process.wait()} before it was ready")
-
-
-def descendants(pid: int) -> list[int]:
-    """The processes that ``pid`` started, and those that these started, by /proc."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    found = [pid]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found[1:]
 
 
 def alive(pid: int) -> bool:
