@@ -96,7 +96,7 @@ class ClassifierReplica:
             self._models.add(classifier)
         else:
             classifier = self._models.find(config.name)
-            if (config.artifact, config.version) != (before.artifact, before.version):
+            if any(getattr(config, key) != getattr(before, key) for key in ("artifact", "version", "revision")):
                 await classifier.replace(await asyncio.to_thread(load, config), config.version)
             classifier.switch(config.live.model_dump())
         self._served[config.name] = config
@@ -166,7 +166,8 @@ def application(config: ServeConfig) -> Application:
 
 def build_metrics(args: dict[str, Any]) -> Application:
     """The application for ``/metrics``."""
-    config = checked(MetricsSettings, args)
+    said = overridden(args, os.environ)
+    config = checked(MetricsSettings, args | {key: said[key] for key in ("metrics_dir",) if key in said})
     deploy = serve.deployment(
         name="metrics",
         ray_actor_options={"num_cpus": 0},

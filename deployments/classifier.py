@@ -28,10 +28,12 @@ log = logging.getLogger(__name__)
 
 
 class Job(NamedTuple):
-    """One request in the queue: images float32 [n, C, H, W], and the settings that it came under."""
+    """One request in the queue: images float32 [n, C, H, W], the settings that it came under, and whether it gets a
+    verdict."""
 
     images: NDArray[np.float32]
     live: Live
+    judged: bool
 
 
 Slot = Ticket[Job, Scored]
@@ -42,24 +44,26 @@ class Classifier(Served[Job, Scored]):
 
     async def infer(self, images: NDArray[np.float32], live: Live, headers: Mapping[str, str] | None = None) -> Answer:
         """See `Served`; the headers say nothing to networks that run here."""
-        return policy.decide(await self._batcher.submit(Job(images, live), len(images)), live)
+        return policy.decide(await self._batcher.submit(Job(images, live, drawn(live)), len(images)), live)
 
-    def _passes_of(self, guard: Guard) -> Passes:
-        return Passes(guard, self.metrics, self.config.corrected_deadline_s, threads=threads(self.config))
+    def _passes_of(self, guard: Guard, version: str) -> Passes:
+        return Passes(
+            guard, self.metrics, self.config.corrected_deadline_s, threads=threads(self.config), version=version
+        )
 
     async def _run(self, passes: Passes, slots: Sequence[Slot]) -> None:
         images = np.concatenate([slot.item.images for slot in slots])
         self.metrics.batch_size().observe(len(images))
-        judged = {slot: drawn(slot.item.live) for slot in slots}
+        alone = len(slots) == 1
         try:
-            first = await passes.original(images, guarded=any(judged.values()))
+            first = await passes.original(images, guarded=any(slot.item.judged for slot in slots))
         except Exception as error:
-            await self._recover(passes, "original", error, dict.fromkeys(slots))
+            await self._recover(passes, "original", error, dict.fromkeys(slots), alone)
             return
         waiting: dict[Slot, slice] = {}
         for slot, rows in zip(slots, rows_of(slots), strict=True):
             scored = first.scored(rows)
-            if not judged[slot]:
+            if not slot.item.judged:
                 self._skip(slot, scored)
             elif scored.evidence is not None:
                 self._settle(slot, scored)
@@ -68,10 +72,11 @@ class Classifier(Served[Job, Scored]):
                 if slot.item.live.mode == "observe":
                     slot.resolve(scored)
         if waiting:
-            await self._run_corrected(passes, first, waiting)
+            await self._run_corrected(passes, first, waiting, alone)
 
-    async def _run_corrected(self, passes: Passes, first: First, waiting: Mapping[Slot, slice]) -> None:
-        """The second half of a batch, for the requests that wait for it; each with its rows."""
+    async def _run_corrected(self, passes: Passes, first: First, waiting: Mapping[Slot, slice], alone: bool) -> None:
+        """The second half of a batch, for the requests that wait for it; each with its rows. alone: there are no
+        others in it."""
         stage = "corrected"
         try:
             corrected = await passes.corrected(first)
@@ -80,15 +85,17 @@ class Classifier(Served[Job, Scored]):
             evidence = {one: passes.statistic(first.logits, corrected, one) for one in thresholds}
         except Exception as error:
             known = {slot: first.scored(rows) for slot, rows in waiting.items()}
-            await self._recover(passes, stage, error, known)
+            await self._recover(passes, stage, error, known, alone)
             return
         for slot, rows in waiting.items():
             found = evidence[slot.item.live.threshold].rows(rows)
             self._settle(slot, first.scored(rows)._replace(evidence=found))
 
-    async def _recover(self, passes: Passes, stage: str, error: Exception, known: Mapping[Slot, Scored | None]) -> None:
+    async def _recover(
+        self, passes: Passes, stage: str, error: Exception, known: Mapping[Slot, Scored | None], alone: bool
+    ) -> None:
         """A stage failed on these requests, with what is known of each: run them one by one, or fail the only one."""
-        if len(known) > 1 and not isinstance(error, TimeoutError):
+        if not alone and not isinstance(error, TimeoutError):
             for slot in known:
                 await self._run(passes, [slot])
             return

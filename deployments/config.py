@@ -60,13 +60,15 @@ class ModelConfig(Live):
     folder's name). device: cpu, or cuda where there is one. max_batch_size: images that run at once; a request is
     never split. threads: 2 runs both networks of a request at the same time, 1 one after the other; auto is 2 where
     the replica may use two cores of a CPU. corrected_deadline_s: the corrected network counts as failed after this
-    long (None: never). stuck_after_s: a pass that takes longer makes the replica unhealthy. upstream: where the
+    long (None: never). revision: any text; a change of it loads the artifact again, though its path and version are the
+    same. stuck_after_s: a pass that takes longer makes the replica unhealthy. upstream: where the
     original network runs, if it is not to run here.
     """
 
     artifact: Path
     name: str = Field(pattern=NAME)
     version: str = Field(default="1", pattern=NAME)
+    revision: str = ""
     device: str = "cpu"
     max_batch_size: int = Field(default=32, ge=1)
     threads: Literal["auto", 1, 2] = "auto"
@@ -88,7 +90,7 @@ class ModelConfig(Live):
         return Live(**self.model_dump(include=set(Live.model_fields)))
 
 
-SWITCHABLE = {*Live.model_fields, "artifact", "version"}
+SWITCHABLE = {*Live.model_fields, "artifact", "version", "revision"}
 
 
 class GrpcSettings(Settings):
@@ -171,8 +173,7 @@ def overridden(args: dict[str, Any], environ: Mapping[str, str]) -> dict[str, An
     GUARD_REPLICAS and the like set one value of the server; GUARD_MODE and the like set one of every model, and
     GUARD_RESNET18_MODE of the model resnet18. Only what a single word can say is read: no lists, no nested settings.
     """
-    args = {key: environ.get(f"GUARD_{key.upper()}", args.get(key)) for key in (*args, *SERVER_WORDS)}
-    args = {key: value for key, value in args.items() if value is not None}
+    args = args | {key: environ[f"GUARD_{key.upper()}"] for key in SERVER_WORDS if f"GUARD_{key.upper()}" in environ}
     if not isinstance(args.get("models"), list):
         return args
     models = []

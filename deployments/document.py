@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from deployments.config import SWITCHABLE, ServeConfig, overlaid, overridden
 from deployments.settings import Settings, checked
@@ -65,6 +65,11 @@ class Document(Settings):
     applications: tuple[Application, ...]
 
     @property
+    def mine(self) -> Application:
+        """The guard's application."""
+        return self._application(BUILD)
+
+    @property
     def guard(self) -> ServeConfig:
         """The guard's settings."""
         return checked(ServeConfig, _merged(self._application(BUILD)), prefix="args.")
@@ -86,7 +91,10 @@ class Document(Settings):
         changed = mine.model_copy(
             update={"args": fixed, "deployments": [own | {"user_config": switchable}, *others]},
         )
-        applications = tuple(changed if one is mine else one for one in self.applications)
+        applications = tuple(
+            changed if one is mine else _with_keys(one, fixed) if one.import_path == BUILD_METRICS else one
+            for one in self.applications
+        )
         return self.model_copy(update={"applications": applications})
 
     def _application(self, import_path: str) -> Application:
@@ -99,7 +107,7 @@ class Document(Settings):
 
     def to_serve(self) -> dict[str, Any]:
         """What Ray Serve is given."""
-        values = self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+        values = self.model_dump(mode="json", exclude_defaults=True)
         options = self.http_options.model_dump(exclude_none=True)
         return values | {"http_options": options}  # Serve's own default is to listen everywhere
 
@@ -107,13 +115,12 @@ class Document(Settings):
 def document(config: ServeConfig, *, host: str, port: int, request_timeout_s: float = 60.0) -> Document:
     """The document of one guard on one machine."""
     args = config.model_dump(mode="json", exclude_defaults=True)
-    metrics: dict[str, Any] = {key: args[key] for key in ("metrics_dir", "keys") if key in args}
     return Document(
         proxy_location="HeadOnly",
         http_options=HttpOptions(host=host, port=port, request_timeout_s=request_timeout_s),
         applications=(
             Application(name=APP, import_path=BUILD),
-            Application(name=METRICS_APP, route_prefix="/metrics", import_path=BUILD_METRICS, args=metrics),
+            Application(name=METRICS_APP, route_prefix="/metrics", import_path=BUILD_METRICS),
         ),
     ).with_guard(args)
 
@@ -139,6 +146,30 @@ def read(path: Path, environ: Mapping[str, str] = os.environ) -> Document:
     return found.with_guard(args).model_copy(update={"http_options": http})
 
 
+def check_with_serve(found: Document) -> None:
+    """Check Serve's own part by Serve's own schema, which is more than ours. Imports Ray: see `deployments.proxies`.
+
+    Raises:
+        BadSetting: Serve would refuse it, or the guard would ignore it.
+    """
+    from ray.serve.schema import ServeDeploySchema
+
+    try:
+        ServeDeploySchema(**found.to_serve())
+    except ValueError as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        field = ".".join(map(str, first["loc"])) or "applications"
+        raise BadSetting(f"{field}: {first['msg']}", field=field) from error
+    if found.grpc_options:
+        raise BadSetting("grpc_options: the guard serves gRPC itself: say grpc in its args", field="grpc_options")
+
+
+def _with_keys(metrics: Application, args: dict[str, Any]) -> Application:
+    """The application for /metrics, as open as the guard's own where it does not say otherwise."""
+    same = {key: args[key] for key in ("metrics_dir", "keys") if key in args}
+    return metrics.model_copy(update={"args": same | metrics.args})
+
+
 def _merged(application: Application) -> dict[str, Any]:
     """``args`` with what the ``user_config`` of the guard's deployment says in their place."""
     args = application.args
@@ -158,7 +189,9 @@ def _anchored(args: dict[str, Any], folder: Path) -> dict[str, Any]:
         return args
     return args | {
         "models": [
-            one | {"artifact": str(folder / one["artifact"])} if isinstance(one, dict) and "artifact" in one else one
+            one | {"artifact": str(folder / one["artifact"])}
+            if isinstance(one, dict) and isinstance(one.get("artifact"), str)
+            else one
             for one in models
         ]
     }

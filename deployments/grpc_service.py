@@ -191,7 +191,8 @@ class Desk:
                     else:
                         ask = await asyncio.to_thread(grpc_tensors.parse_infer, request, model, limits)
                 answer = await classifier.infer(ask.images, live, call.headers)
-                return grpc_tensors.render_infer(answer, ask, model)
+                answered = model._replace(version=answer.version or model.version)
+                return grpc_tensors.render_infer(answer, ask, answered)
 
 
 def _answering(name: str, method: Method, keys: Keys, role: Role | None) -> Callable[[bytes, Any], Awaitable[bytes]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -34,6 +36,8 @@ from deployments.wrapped import Wrapped
 # image file and compressed body, whatever its length (1 KB may hold 32 million pixels).
 ON_LOOP_JSON = 32 * 1024
 ON_LOOP_RAW = 2**20
+# So many are read at a time, lest the memory for decoded images (500 MB for the worst of 32 million pixels) adds up.
+READERS = max(2, min(4, len(os.sched_getaffinity(0))))
 INDEX_BYTES = 4096
 # What metadata tells of the guard to whoever has no key of the role administration, where there are keys.
 PUBLIC_FACTS = frozenset({"guard_mode"})
@@ -62,6 +66,7 @@ def build_http_app(models: Catalogue, version: str, keys: Keys | None = None) ->
         await models.start()
         yield
         await models.close()
+        desk.close()
 
     def get(path: str, handler: Handler, role: Role | None = "inference") -> Route:
         return Route(path, _answering(handler, keys, role), methods=["GET"])
@@ -104,6 +109,11 @@ class Desk:
         self._models = models
         self._version = version
         self._keys = keys
+        self._readers = ThreadPoolExecutor(READERS, "reader")
+
+    def close(self) -> None:
+        """Free the threads."""
+        self._readers.shutdown(wait=False)
 
     async def server(self, _request: Request) -> Response:
         return JSONResponse(protocol.render_server(self._version))
@@ -165,14 +175,16 @@ class Desk:
                 live = live.model_copy(update={"expose_scores": True})
             body = await _body(request, limits.body_bytes)
             with classifier.metrics.stage("total"):
-                with classifier.metrics.stage("decode"):
-                    body = await _content(request, body, limits.body_bytes)
-                    if len(body) < reading.on_loop:
-                        ask = reading.parse(body, model, limits)
-                    else:
-                        ask = await asyncio.to_thread(reading.parse, body, model, limits)
-                answer = await classifier.infer(ask.images, live, request.headers)
-                return render(answer, ask, model)
+                async with _while_connected(request):
+                    with classifier.metrics.stage("decode"):
+                        body = await _content(request, body, limits.body_bytes)
+                        if len(body) < reading.on_loop:
+                            ask = reading.parse(body, model, limits)
+                        else:
+                            work = asyncio.get_running_loop().run_in_executor
+                            ask = await work(self._readers, reading.parse, body, model, limits)
+                    answer = await classifier.infer(ask.images, live, request.headers)
+                return render(answer, ask, model._replace(version=answer.version or model.version))
 
     def _document(self) -> dict[str, Any]:
         """The OpenAPI document of the models as they are now."""
@@ -241,6 +253,33 @@ async def _body(request: Request, limit: int) -> bytes:
     if max(length, len(chunks)) > limit:
         raise TooLarge(f"body: more than {limit} bytes: send fewer images a request", field="body")
     return bytes(chunks)
+
+
+@asynccontextmanager
+async def _while_connected(request: Request) -> AsyncIterator[None]:
+    """Ends the block, and gives up its place in every queue, once the client has gone; BadRequest then.
+
+    The body must have been read."""
+    task = asyncio.current_task()
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        if task is not None:
+            task.cancel()
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if gone and task is not None and task.uncancel() == 0:
+            raise BadRequest("connection: the client went away before its answer", field="connection") from None
+        raise
+    finally:
+        watching.cancel()
 
 
 async def _content(request: Request, body: bytes, limit: int) -> bytes:

@@ -132,10 +132,14 @@ class Metrics:
             self._served.set(0)
         self._served = self._artifact(method, fingerprint, version)
         self._served.set(1)
-        if threshold is not None:
-            self._threshold().set(threshold)
-            self._nominal().set(threshold)
+        self.threshold(threshold)
         self._calibrated().set(datetime.fromisoformat(created_at).timestamp())
+
+    def threshold(self, p_value: float | None) -> None:
+        """Say below which p-value images are flagged; None leaves the series out."""
+        if p_value is not None:
+            self._threshold().set(p_value)
+            self._nominal().set(p_value)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

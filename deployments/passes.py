@@ -7,6 +7,7 @@ beside the corrected network. Elsewhere one thread runs one after the other.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -56,7 +57,8 @@ class First(NamedTuple):
 
     logits: float32 [n, K]. label: int64 [n], its decisions. suspect: bool [n], whose verdict needs a corrected network.
     evidence: the verdict on the others, meaningless for suspects; None where there are no others.
-    shared: what the corrected networks read. ahead: their pass, where it was started beside the original's.
+    shared: what the corrected networks read. ahead: their pass, where it was started beside the original's. version: of
+    the artifact.
     """
 
     logits: NDArray[np.float32]
@@ -65,11 +67,13 @@ class First(NamedTuple):
     evidence: Evidence | None
     shared: Any
     ahead: Future[Tensor] | None = None
+    version: str = ""
 
     def scored(self, rows: slice) -> Scored:
         """The part of one request: with its evidence if none of its images is a suspect."""
         evidence = None if self.suspect[rows].any() else self.evidence
-        return Scored(self.logits[rows], self.label[rows], None if evidence is None else evidence.rows(rows))
+        evidence = None if evidence is None else evidence.rows(rows)
+        return Scored(self.logits[rows], self.label[rows], evidence, self.version)
 
 
 class Passes:
@@ -78,13 +82,21 @@ class Passes:
     Args:
         guard: all networks. metrics: where the stages are timed. corrected_deadline_s: a corrected pass that is waited
             for longer raises TimeoutError; it still ends before the next one starts. threads: 1, or 2 to run both
-            networks at the same time.
+            networks at the same time. version: of the artifact.
     """
 
     def __init__(
-        self, guard: Guard, metrics: Metrics, corrected_deadline_s: float | None = None, *, threads: int = 1
+        self,
+        guard: Guard,
+        metrics: Metrics,
+        corrected_deadline_s: float | None = None,
+        *,
+        threads: int = 1,
+        version: str = "",
     ) -> None:
         self.guard = guard
+        self.version = version
+        self.corrected_since: float | None = None  # when the corrected pass that is under way began
         self._metrics = metrics
         self._deadline_s = corrected_deadline_s
         self._first = _thread("original")
@@ -138,14 +150,21 @@ class Passes:
         if not suspect.all():
             with suppress(Exception):  # then all wait for the statistic stage, which fails under its own name
                 evidence = self._evidence(logits, logits, None)
-        return First(logits.numpy(), logits.argmax(1).numpy(), suspect, evidence, shared, ahead)
+        return First(logits.numpy(), logits.argmax(1).numpy(), suspect, evidence, shared, ahead, self.version)
 
     def _corrected_alone(self, images: NDArray[np.float32], logits: NDArray[np.float32] | None) -> Tensor:
         shared = self.guard.shared(torch.from_numpy(images))
-        return self.guard.corrected(None if logits is None else torch.from_numpy(logits), shared)
+        return self._corrected(None if logits is None else torch.from_numpy(logits), shared)
 
     def _start_corrected(self, logits: Tensor | None, shared: Any) -> Future[Tensor]:
-        return self._second.submit(self._timed, "corrected", self.guard.corrected, logits, shared)
+        return self._second.submit(self._timed, "corrected", self._corrected, logits, shared)
+
+    def _corrected(self, logits: Tensor | None, shared: Any) -> Tensor:
+        self.corrected_since = time.perf_counter()
+        try:
+            return self.guard.corrected(logits, shared)
+        finally:
+            self.corrected_since = None
 
     def _evidence(self, logits: Tensor, corrected_logits: Tensor, threshold: float | None) -> Evidence:
         verdict = self.guard.verdict(logits, corrected_logits, threshold=threshold)

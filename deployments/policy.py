@@ -51,11 +51,13 @@ class Evidence(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """What is known of one request: logits float32 [n, K], label int64 [n], and the evidence, or None without it."""
+    """What is known of one request: logits float32 [n, K], label int64 [n], and the evidence, or None without it.
+    version: of the artifact that says so."""
 
     logits: NDArray[np.float32]
     label: NDArray[np.int64]
     evidence: Evidence | None
+    version: str = ""
 
 
 class Answer(NamedTuple):
@@ -64,6 +66,7 @@ class Answer(NamedTuple):
 
     logits: float32 [n, K], finite. label, corrected_label: int64 [n], -1 = no label. flagged: bool [n].
     score, p_value: float32 [n], finite. unguarded: the verdict was due but could not be had (on_failure: open).
+    version: of the artifact that answered.
     """
 
     mode: Mode
@@ -74,10 +77,15 @@ class Answer(NamedTuple):
     score: NDArray[np.float32] | None = None
     p_value: NDArray[np.float32] | None = None
     unguarded: bool = False
+    version: str = ""
 
 
 def decide(scored: Scored, live: Live) -> Answer:
     """The answer that ``live`` allows for ``scored``."""
+    return _decide(scored, live)._replace(version=scored.version)
+
+
+def _decide(scored: Scored, live: Live) -> Answer:
     logits, label, evidence = finite(scored.logits), scored.label, scored.evidence
     if live.mode == "observe":
         return Answer(live.mode, logits, label)

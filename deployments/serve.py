@@ -18,8 +18,8 @@ from typing import Any, cast
 import click
 import yaml
 
-from deployments.config import MODES, GrpcSettings, ServeConfig
-from deployments.document import APP, Document, document, read
+from deployments.config import MODES, GrpcSettings, ServeConfig, overridden
+from deployments.document import Application, Document, HttpOptions, check_with_serve, document, read
 from deployments.errors import StartFailed
 from deployments.proxies import PROXIES, Proxy, choose, prepare
 from deployments.settings import checked
@@ -29,6 +29,7 @@ from guard.errors import BadInput, BadSetting
 # A 1×1 PNG: the example request needs no file.
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgYGAAAAAEAAH2FzhVAAAAAElFTkSuQmCC"
 POLL_S = 0.1
+log = logging.getLogger(__name__)
 DEPLOY_S = 600.0
 
 
@@ -54,8 +55,13 @@ class Server:
         """
         if wanted.http_options != self._served.http_options:
             raise BadSetting("http_options: the address cannot change while the server runs", field="http_options")
-        _check_artifacts(wanted.guard)
-        _deploy(wanted)
+        wanted = _checked(wanted)
+        _check_room(wanted.guard)
+        try:
+            _deploy(wanted)
+        except StartFailed:
+            _submit(self._served)  # else Serve would go on trying
+            raise
         self._served = wanted
 
 
@@ -67,29 +73,56 @@ def running(served: Document, *, proxy: Proxy = "auto") -> Iterator[Server]:
         BadArtifact: an artifact cannot be loaded. BadSetting: a port is taken. Both before Ray starts.
         StartFailed: Ray Serve could not bring the replicas up.
     """
-    proxy = choose(proxy)
-    config = served.guard
-    _check_artifacts(config)
-    _check_port(served.http_options.host, served.http_options.port, "--port")
-    if config.grpc is not None:
-        _check_port(config.grpc.host, config.grpc.port, "--grpc-port")
+    proxy = choose(proxy, https=served.http_options.ssl_certfile is not None)
     with tempfile.TemporaryDirectory(prefix="g-", dir="/tmp") as folder:  # a socket's path must be short
         prepare(proxy, Path(folder))
+        served = _checked(served)
+        config = served.guard
+        _check_port(served.http_options.host, served.http_options.port, "--port")
+        if config.grpc is not None:
+            _check_port(config.grpc.host, config.grpc.port, "--grpc-port")
         try:
             _start_ray(config)
             _start_serve(served)
             yield Server(served, proxy)
         finally:
-            _stop()
+            _stop(served.mine)
 
 
-def _check_artifacts(config: ServeConfig) -> None:
+def _checked(wanted: Document) -> Document:
+    """``wanted``, with a mark for what each artifact holds, so that one that was fitted anew is loaded anew.
+
+    Raises:
+        BadInput: Serve would refuse it; an artifact cannot be loaded, or not on its device; a secret is missing.
+    """
     import guard
 
+    check_with_serve(wanted)
+    config = wanted.guard
+    models = []
     for model in config.models:
-        guard.load(model.artifact, device=model.device)
+        try:
+            loaded = guard.load(model.artifact, device=model.device)
+        except (RuntimeError, AssertionError) as error:  # torch, of a device that is not there
+            raise BadSetting(f"device: {model.device} cannot be used: {error}", field="device") from error
         if model.upstream is not None:
             model.upstream.secrets()
+        models.append(model.model_copy(update={"revision": str(loaded.manifest["sha256"])[:16]}))
+    marked = config.model_copy(update={"models": tuple(models)})
+    return wanted.with_guard(marked.model_dump(mode="json", exclude_defaults=True))
+
+
+def _check_room(config: ServeConfig) -> None:
+    """Raise BadSetting if this Ray, which is as large as it was at the start, has no room for so many replicas."""
+    import ray
+
+    there = float(ray.cluster_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
+    if config.replicas * config.cpus_per_replica > there:
+        raise BadSetting(
+            f"replicas: {config.replicas} of {config.cpus_per_replica:g} CPUs are more than the {there:g} of the Ray "
+            "that was started: start the server anew",
+            field="replicas",
+        )
 
 
 def _start_ray(config: ServeConfig) -> None:
@@ -127,15 +160,20 @@ def _start_serve(served: Document) -> None:
     _deploy(served)
 
 
-def _deploy(served: Document) -> None:
-    """Make Serve's state what ``served`` says, as ``serve deploy`` would, and wait until it is."""
-    from ray import serve as ray_serve
+def _submit(served: Document) -> None:
+    """Tell Serve that its state shall be what ``served`` says, as ``serve deploy`` would."""
     from ray.serve.context import _get_global_client
     from ray.serve.schema import ServeDeploySchema
 
     # Serve's public functions deploy from Python objects alone, and restart every replica.
-    client = cast(Any, _get_global_client())
-    client.deploy_apps(ServeDeploySchema(**served.to_serve()))
+    cast(Any, _get_global_client()).deploy_apps(ServeDeploySchema(**served.to_serve()))
+
+
+def _deploy(served: Document) -> None:
+    """`_submit`, and wait until it is so."""
+    from ray import serve as ray_serve
+
+    _submit(served)
     waiting = {one.name for one in served.applications}
     deadline = time.monotonic() + DEPLOY_S
     while waiting:
@@ -159,8 +197,8 @@ def _reason(messages: list[str]) -> str:
     return (errors or lines or ["its log has the reason"])[-1]
 
 
-def _stop() -> None:
-    """Put a refusal in the classifier's place, wait until requests in flight have their answers, then end all of Ray.
+def _stop(mine: Application) -> None:
+    """Put a refusal in the guard's place, wait until requests in flight have their answers, then end all of Ray.
 
     Also ends the processes of a start that was cut short.
     """
@@ -170,10 +208,10 @@ def _stop() -> None:
     from deployments import app
 
     try:
-        if ray.is_initialized() and APP in ray_serve.status().applications:
-            ray_serve.run(app.build_closing(), name=APP, route_prefix="/")
+        if ray.is_initialized() and mine.name in ray_serve.status().applications:
+            ray_serve.run(app.build_closing(), name=mine.name, route_prefix=mine.route_prefix)
             deadline = time.monotonic() + app.DRAIN_S
-            while set(ray_serve.status().applications[APP].deployments) != {app.CLOSING}:
+            while set(ray_serve.status().applications[mine.name].deployments) != {app.CLOSING}:
                 if time.monotonic() > deadline:
                     break
                 time.sleep(0.05)
@@ -243,8 +281,7 @@ def serve(source: Path, proxy: Proxy, print_config: bool, **options: Any) -> Non
         interrupt_on_signals()
         with running(wanted, proxy=proxy) as server:
             click.echo(f"guard: serving {_models(wanted)} at {server.url}, try: {_example(wanted, server)}", err=True)
-            if source.is_file():
-                on_hangup(lambda: _reload(server, source))
+            on_hangup(lambda: _reload(server, source))
             until_interrupted()
             click.echo("guard: shutting down", err=True)
     except KeyboardInterrupt:
@@ -268,22 +305,32 @@ def _document(source: Path, options: dict[str, Any]) -> Document:
             raise BadSetting(f"{name}: say it in {source}, or leave the file away and give the folder", field=name)
         return read(source)
     server = {key: options.pop(key) for key in ("replicas",) if key in options}
-    host, port = options.pop("host", "127.0.0.1"), options.pop("port", 8000)
+    words = {
+        key: os.environ[f"GUARD_{key.upper()}"] for key in ("host", "port") if f"GUARD_{key.upper()}" in os.environ
+    }
+    address = {key: options.pop(key) for key in ("host", "port") if key in options} | words
+    http = checked(HttpOptions, address, prefix="http_options.")
     grpc = options.pop("grpc_port", None)
     if grpc is not None:
-        server["grpc"] = checked(GrpcSettings, {"host": host, "port": grpc})
+        server["grpc"] = checked(GrpcSettings, {"host": http.host, "port": grpc}).model_dump()
     if "api_keys" in options:
-        server["keys"] = {"file": options.pop("api_keys").resolve()}
+        server["keys"] = {"file": str(options.pop("api_keys").resolve())}
     model = options | {"artifact": str(source.resolve())}
-    return document(checked(ServeConfig, {"models": [model]} | server), host=host, port=port)
+    config = checked(ServeConfig, overridden({"models": [model]} | server, os.environ))
+    return document(config, host=http.host, port=http.port)
 
 
 def _reload(server: Server, source: Path) -> None:
+    if not source.is_file():
+        click.echo("guard: no configuration file to read again: `guard serve CONFIG.yaml` has one", err=True)
+        return
     try:
         wanted = read(source)
         server.update(wanted)
-    except (BadInput, StartFailed) as error:
+    except Exception as error:  # whatever it is, the server serves on
         click.echo(f"guard: {source} changes nothing: {error}", err=True)
+        if not isinstance(error, (BadInput, StartFailed)):
+            log.exception("reading %s again", source)
     else:
         click.echo(f"guard: serving {_models(wanted)}", err=True)
 

@@ -46,7 +46,7 @@ class Served(ABC, Generic[J, R]):
         self.live = config.live
         self.metrics = metrics
         self._retired: list[Passes] = []
-        self._take(self._passes_of(guard), config.version)
+        self._take(self._passes_of(guard, config.version))
         self._batcher: Batcher[J, R] = Batcher(
             self._process, limit=config.max_batch_size, capacity=config.limits.queued_images
         )
@@ -61,7 +61,7 @@ class Served(ABC, Generic[J, R]):
         """Run one batch and answer each of its slots."""
 
     @abstractmethod
-    def _passes_of(self, guard: Guard) -> Passes: ...
+    def _passes_of(self, guard: Guard, version: str) -> Passes: ...
 
     async def _prepare(self, passes: Passes) -> None:
         """Before ``passes`` answer anybody: run the smallest and the largest batch."""
@@ -94,33 +94,45 @@ class Served(ABC, Generic[J, R]):
                     "another model under another name",
                     field=what,
                 )
-        passes = self._passes_of(guard)
+        passes = self._passes_of(guard, version)
         try:
             await self._prepare(passes)
         except BaseException:
             passes.close()
             raise
         self._retired.append(self._passes)
-        self._take(passes, version)
+        self._take(passes)
+        if self._batcher.busy_since is None:
+            self._close_retired()
 
-    def _take(self, passes: Passes, version: str) -> None:
-        guard = passes.guard
+    def _close_retired(self) -> None:
+        """Only while no batch is under way: they run one after the other, and the next one takes the new passes."""
+        while self._retired:
+            self._retired.pop().close()
+
+    def _take(self, passes: Passes) -> None:
+        guard, version = passes.guard, passes.version
         self._passes, self.guard = passes, guard
         self.model = Model(self.config.name, version, guard.spec, guard.classes)
         self.metrics.artifact(
             method=guard.method,
             fingerprint=guard.fingerprint,
             version=version,
-            threshold=guard.threshold,
+            threshold=self._threshold,
             created_at=guard.created_at,
         )
+
+    @property
+    def _threshold(self) -> float | None:
+        """The p-value below which an image is flagged; None where the method has none."""
+        return None if self.guard.threshold is None else self.live.threshold or self.guard.threshold
 
     def facts(self) -> dict[str, Any]:
         """What the metadata tells of the artifact and of the settings in force."""
         facts = {
             "guard_mode": self.live.mode,
             "guard_method": self.guard.method,
-            "guard_threshold": self.live.threshold or self.guard.threshold,
+            "guard_threshold": self._threshold,
             "guard_fingerprint": self.guard.fingerprint,
             "guard_created_at": self.guard.created_at,
         }
@@ -134,14 +146,15 @@ class Served(ABC, Generic[J, R]):
         """Raise if no request can be answered any more."""
         if not self._batcher.alive:
             raise RuntimeError("the worker of the queue has ended")
-        since = self._batcher.busy_since
-        if since is not None and time.perf_counter() - since > self.config.stuck_after_s:
-            raise RuntimeError(f"a batch has been running for more than {self.config.stuck_after_s} s")
+        for what, since in (("a batch", self._batcher.busy_since), ("a pass", self._passes.corrected_since)):
+            if since is not None and time.perf_counter() - since > self.config.stuck_after_s:
+                raise RuntimeError(f"{what} has been running for more than {self.config.stuck_after_s} s")
 
     def switch(self, values: dict[str, Any]) -> None:
         """Take new live settings. Settings that do not check are logged, and those in force stay."""
         try:
             self.live = checked(Live, values)
+            self.metrics.threshold(self._threshold)
         except BadSetting as error:
             log.error("the settings stay as they were: %s", error)
 
@@ -157,8 +170,7 @@ class Served(ABC, Generic[J, R]):
 
     async def _process(self, slots: Sequence[Ticket[J, R]]) -> None:
         """One batch, with the passes that serve when it starts."""
-        while self._retired:  # no batch of theirs is under way: batches run one after the other
-            self._retired.pop().close()
+        self._close_retired()
         started = time.perf_counter()
         for slot in slots:
             self.metrics.stage_seconds("queue").observe(max(0.0, started - slot.since))

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from guard.errors import BadSetting
 
 REFUSAL = "refusal"
+SECRETS = {"keys", "headers", "ssl_keyfile_password"}  # settings whose value no message repeats
 S = TypeVar("S", bound="Settings")
 
 
@@ -45,5 +46,6 @@ def checked(kind: type[S], values: dict[str, Any], prefix: str = "") -> S:
         first = error.errors(include_url=False)[0]
         ours = first["type"] == REFUSAL
         field = prefix + ".".join(str(part) for part in (*first["loc"], *([first["ctx"]["key"]] if ours else [])))
-        got = "" if ours or first["type"] == "missing" else f", got {first['input']!r}"
+        silent = ours or first["type"] == "missing" or SECRETS & {str(part) for part in first["loc"]}
+        got = "" if silent else f", got {first['input']!r}"
         raise BadSetting(f"setting {field}: {first['msg'][:1].lower()}{first['msg'][1:]}{got}", field=field) from error

@@ -28,6 +28,7 @@ from deployments.originals import Original
 from deployments.passes import Guard, Passes
 from deployments.policy import Answer, Scored
 from deployments.served import Served, drawn, rows_of
+from guard.errors import BadArtifact
 
 WATCH_S = 5.0
 log = logging.getLogger(__name__)
@@ -146,21 +147,24 @@ class Wrapped(Served[Half, Corrected]):
         except Exception:
             self._count_failure(len(images), "upstream", "closed")
             raise
-        return Scored(logits, logits.argmax(1), None)
+        return Scored(logits, logits.argmax(1), None, self.model.version)
 
     async def _suspects(self, images: NDArray[np.float32], logits: NDArray[np.float32]) -> Corrected | Lost:
         """The corrected networks of those images that need one; the original's logits of the others."""
         whole = torch.from_numpy(logits)
-        suspect = self.guard.suspects(whole)
-        if not suspect.any():
-            return Corrected(whole, self._passes)
-        rows = suspect.numpy()
-        branch = await self._branch(images[rows], logits[rows])
-        if isinstance(branch, Lost):
-            return branch
-        whole = whole.clone()
-        whole[suspect] = branch.logits
-        return Corrected(whole, branch.passes)
+        while True:
+            passes = self._passes
+            suspect = passes.guard.suspects(whole)
+            if not suspect.any():
+                return Corrected(whole, passes)
+            rows = suspect.numpy()
+            branch = await self._branch(images[rows], logits[rows])
+            if isinstance(branch, Lost):
+                return branch
+            if branch.passes is passes:  # else another artifact took over, which has other suspects
+                answer = whole.clone()
+                answer[suspect] = branch.logits
+                return Corrected(answer, passes)
 
     async def _branch(self, images: NDArray[np.float32], logits: NDArray[np.float32] | None) -> Corrected | Lost:
         """The corrected branch of one request; never raises, for it may have nobody who listens."""
@@ -189,7 +193,7 @@ class Wrapped(Served[Half, Corrected]):
             except Exception as error:
                 branch = Lost("statistic", error)
             else:
-                scored = scored._replace(evidence=evidence)
+                scored = scored._replace(evidence=evidence, version=branch.passes.version)
                 self._count_verdict(live, scored)
                 return scored
         if isinstance(branch.error, ShuttingDown) and live.mode != "observe":
@@ -198,8 +202,16 @@ class Wrapped(Served[Half, Corrected]):
         log.warning("no verdict: %s: %s", branch.stage, branch.error, exc_info=None if known else branch.error)
         return self._without_verdict(live, scored, branch.stage)
 
-    def _passes_of(self, guard: Guard) -> Passes:
-        return Passes(guard, self.metrics, self.config.corrected_deadline_s)
+    def _passes_of(self, guard: Guard, version: str) -> Passes:
+        return Passes(guard, self.metrics, self.config.corrected_deadline_s, version=version)
+
+    async def replace(self, guard: Guard, version: str) -> None:
+        """See `Served`. BadArtifact as well while the original cannot be compared with the new artifact's."""
+        if self._problem is not None and self._tolerance is not None:
+            raise BadArtifact(
+                f"artifact: it cannot be compared with the original yet: {self._problem}", field="artifact"
+            )
+        await super().replace(guard, version)
 
     async def _run(self, passes: Passes, slots: Sequence[Ticket[Half, Corrected]]) -> None:
         images = np.concatenate([slot.item.images for slot in slots])
@@ -226,7 +238,7 @@ class Wrapped(Served[Half, Corrected]):
 
     async def _prepare(self, passes: Passes) -> None:
         await super()._prepare(passes)
-        if self._problem is None:  # another artifact for an original that answers
+        if self._problem is None:  # another artifact
             await self._compare(passes)
 
     async def _watch(self) -> None:

@@ -58,7 +58,8 @@ class Guard:
     def finish(self, shared: Shared) -> Tensor:
         """Logits float32 [B, K] of the original network from what is shared."""
         with self._calibrated_path():
-            return _plain(self.twin.finish(shared))
+            logits = self.twin.finish(shared)
+        return _plain(logits)
 
     def original(self, images: Tensor) -> tuple[Tensor, Shared]:
         """(logits float32 [B, K] of the original network, what a corrected network needs)."""
@@ -76,7 +77,8 @@ class Guard:
         """
         if self.eager or logits is None:
             with self._calibrated_path():
-                return _plain(self.twin.corrected(shared))
+                corrected = self.twin.corrected(shared)
+            return _plain(corrected)
         network = torch.from_numpy(self._route(logits))
         answer = logits.clone()
         with self._calibrated_path():

@@ -286,3 +286,60 @@ def test_an_artifact_of_another_model_is_refused(make_classifier, triggered) -> 
 
     assert serve(classifier, scenario).flagged.tolist() == [True]
     assert classifier.model.version == "1"
+
+
+def test_an_answer_names_the_version_that_gave_it(make_classifier, triggered) -> None:
+    """A request that came before a change and ran after it is answered by the new artifact, under its name."""
+    classifier = make_classifier(mode="flag")
+
+    async def scenario(c):
+        c.guard.gate.clear()
+        held = asyncio.create_task(ask(c, triggered))
+        await asyncio.sleep(0.02)
+        queued = asyncio.create_task(ask(c, triggered))
+        await asyncio.sleep(0.02)
+        old = c.guard
+        await c.replace(HandGuard(), "2")
+        old.gate.set()
+        return await asyncio.gather(held, queued)
+
+    assert [answer.version for answer in serve(classifier, scenario)] == ["1", "2"]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_wedged_corrected_network_is_unhealthy(make_classifier, clean, threads) -> None:
+    """Answers may go on unguarded meanwhile; the health check says that something is wrong."""
+    classifier = make_classifier(mode="flag", corrected_deadline_s=0.02, stuck_after_s=0.1, threads=threads)
+
+    async def scenario(c):
+        c.guard.corrected_gate.clear()
+        try:
+            answer = await ask(c, clean)
+            await asyncio.sleep(0.15)
+            with pytest.raises(RuntimeError, match="has been running for more than"):
+                c.check()
+        finally:
+            c.guard.corrected_gate.set()
+        return answer
+
+    assert serve(classifier, scenario).unguarded
+
+
+def test_swaps_without_traffic_free_what_they_replace(make_classifier) -> None:
+    """A replaced artifact is let go at once where no batch runs."""
+    classifier = make_classifier(mode="flag")
+
+    async def scenario(c):
+        for number in range(3):
+            await c.replace(HandGuard(), str(number))
+        return len(c._retired)
+
+    assert serve(classifier, scenario) == 0
+
+
+def test_the_threshold_in_force_is_told(make_classifier, count) -> None:
+    """A live threshold shows in the metadata and in its series."""
+    classifier = make_classifier(mode="flag")
+    classifier.switch({"mode": "flag", "threshold": 0.001})
+    assert classifier.facts()["guard_threshold"] == 0.001
+    assert count("guard_threshold") == 0.001

@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 
 from deployments.config import SWITCHABLE, ModelConfig, ServeConfig
-from deployments.document import Document, read
+from deployments.document import Document, check_with_serve, read
 from deployments.serve import serve
 from deployments.settings import checked
 from guard.errors import BadSetting
@@ -139,6 +139,51 @@ def test_the_command_prints_the_file_for_its_options(tmp_path: Path) -> None:
     assert (found.http_options.port, found.guard.replicas) == (8123, 2)
     assert found.guard.grpc is not None
     assert found.guard.grpc.port == 8124
+
+
+def test_what_serve_itself_refuses_is_refused_first(write) -> None:
+    """A value that Serve's schema does not take is an error of the file, not of the running server."""
+    for beside, field in (
+        ({"target_capacity": 1000}, "target_capacity"),
+        ({"grpc_options": {"port": 9}}, "grpc_options"),
+    ):
+        with pytest.raises(BadSetting) as caught:
+            check_with_serve(read(write({"models": [{"artifact": "/a"}]}, **beside), {}))
+        assert caught.value.field == field
+    with pytest.raises(BadSetting, match="artifact"):
+        read(write({"models": [{"artifact": None, "name": "a"}]}), {})
+
+
+def test_an_application_without_a_route_stays_without(write) -> None:
+    """Serve's own default would put it at the root."""
+    path = write({"models": [{"artifact": "/a"}]})
+    values = yaml.safe_load(path.read_text())
+    values["applications"].append({"name": "inner", "import_path": "a:b", "route_prefix": None})
+    path.write_text(yaml.safe_dump(values))
+    assert read(path, {}).to_serve()["applications"][2]["route_prefix"] is None
+
+
+def test_secrets_are_not_repeated(write) -> None:
+    """A bad value under keys is refused without being said."""
+    with pytest.raises(BadSetting) as caught:
+        read(write({"models": [{"artifact": "/a"}], "keys": "inference:abcdefghijklmnop"}), {})
+    assert "abcdefgh" not in str(caught.value)
+
+
+def test_metrics_are_as_closed_as_the_rest(write) -> None:
+    """Keys of the guard's application hold for /metrics, where the file does not say otherwise."""
+    found = read(write({"models": [{"artifact": "/a"}], "keys": {"file": "/k"}}), {}).to_serve()
+    assert found["applications"][1]["args"] == {"keys": {"file": "/k"}}
+
+
+def test_the_environment_speaks_without_a_file(tmp_path: Path) -> None:
+    """As beside a file: its words win over the options."""
+    environment = {"GUARD_PORT": "8123", "GUARD_MODE": "reject"}
+    printed = CliRunner().invoke(serve, [str(tmp_path), "--mode", "flag", "--print-config"], env=environment)
+    values = yaml.safe_load(printed.stdout)
+    assert values["http_options"]["port"] == 8123
+    said = values["applications"][0]["deployments"][0]["user_config"]
+    assert said[tmp_path.name]["mode"] == "reject"
 
 
 def test_options_beside_a_file_are_refused(write) -> None:

@@ -277,7 +277,7 @@ def test_settings_survive_the_way_into_a_replica() -> None:
     """As plain values and back they are the same."""
     values = {"url": "https://u/seldon/", "model": "m", "mean": [0.5], "std": [0.25], "headers": {"a": "${B}"}}
     config = checked(ModelConfig, {"artifact": "a", "upstream": values})
-    assert checked(ModelConfig, config.fixed | config.switchable) == config
+    assert checked(ModelConfig, config.model_dump(mode="json")) == config
     assert config.upstream is not None
     assert config.upstream.url == "https://u/seldon"
 
