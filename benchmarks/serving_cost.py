@@ -3,13 +3,13 @@
 ``python -m benchmarks.serving_cost [--rounds 8] [--requests 20] [--json FILE]``
 
 One client, one image a request, in process (no HTTP). *bare*: the user's module behind the same queue in one thread.
-*mmdf*: every image takes both networks. *bna, 1 class*: images sent to one class take its corrected network too.
-*bna, nothing*: a scan that detected nothing. The traffic: images sent to other classes, images sent to the suspected
+*mmdf*: every image takes both networks, one after the other; *mmdf, 2 threads*: at the same time. *bna, 1 class*:
+images sent to one class take its corrected network too. *bna, nothing*: a scan that detected nothing. The traffic: images sent to other classes, images sent to the suspected
 class, and a mix with a tenth of the latter. The systems take turns at every ten requests, in changing order, each after
 one request that is not timed.
 
 ``ratio``: median of a round's latencies over the bare network's of the same round; its median, least and largest over
-the rounds. ``time``: the same of the sums, which is the compute that a mix adds.
+the rounds. ``time``: the same of the sums, which with one thread is the compute that a mix adds.
 """
 
 from __future__ import annotations
@@ -154,10 +154,12 @@ def artifacts(captured: Captured, images: Tensor) -> dict[str, Artifact]:
     }
 
 
-def served(name: str, made: Artifact) -> Classifier:
+def served(name: str, made: Artifact, threads: int = 1) -> Classifier:
     guard = made.guard()
     metrics = Metrics("resnet18", guard.classes, registry=CollectorRegistry())
-    return Classifier(guard, ModelConfig(artifact=Path(name), name="resnet18"), metrics)
+    return Classifier(
+        guard, ModelConfig.model_validate({"artifact": name, "name": "resnet18", "threads": threads}), metrics
+    )
 
 
 async def measure(systems: dict[str, Any], traffic: dict[str, list[Images]], rounds: int) -> dict[str, Any]:
@@ -226,20 +228,22 @@ def main(rounds: int, requests: int, json_path: Path | None) -> None:
     cycle = [(suspected if i % round(1 / SHARE) == 0 else other)[i % len(suspected)] for i in range(requests)]
     traffic = dict(zip(TRAFFIC, (other[:requests], (suspected * requests)[:requests], cycle), strict=True))
     captured = capture(model, (3, SIZE, SIZE))
-    systems = {"bare": Bare(model)} | {name: served(name, a) for name, a in artifacts(captured, images).items()}
+    made = artifacts(captured, images)
+    systems: dict[str, Any] = {"bare": Bare(model)} | {name: served(name, one) for name, one in made.items()}
+    systems["mmdf, 2 threads"] = served("mmdf", made["mmdf"], threads=2)
     click.echo(
         f"resnet18, 3×{SIZE}×{SIZE}, 1 thread of {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; ", nl=False
     )
     click.echo(f"{rounds} rounds of {requests} requests; {int(sent.sum())} of {len(sent)} images go to class {TARGET}")
     seconds = asyncio.run(measure(systems, traffic, rounds))
-    click.echo("traffic          system              p50        p99   ratio (least-largest)   time (least-largest)")
+    click.echo("traffic          system                p50        p99   ratio (least-largest)   time (least-largest)")
     rows = []
     for kind, found in seconds.items():
         for name, of_rounds in found.items():
             row = {"traffic": kind, "system": name, **summary(of_rounds, found["bare"])}
             rows.append(row)
             click.echo(
-                f"{kind:16} {name:13} {row['p50_ms']:6.2f} ms {row['p99_ms']:7.2f} ms   "
+                f"{kind:16} {name:15} {row['p50_ms']:6.2f} ms {row['p99_ms']:7.2f} ms   "
                 f"{row['ratio']:.3f} ({row['ratio_least']:.3f}-{row['ratio_largest']:.3f})     "
                 f"{row['time']:.3f} ({row['time_least']:.3f}-{row['time_largest']:.3f})"
             )

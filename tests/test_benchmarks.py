@@ -29,7 +29,8 @@ def test_what_a_request_costs(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     ratio = {(row["traffic"], row["system"]): row["ratio"] for row in json.loads(path.read_text())["rows"]}
     other, suspected, _ = serving_cost.TRAFFIC
-    _, mmdf, one, nothing = dict.fromkeys(system for _, system in ratio)
+    _, mmdf, one, nothing, beside = dict.fromkeys(system for _, system in ratio)
     assert ratio[other, mmdf] > 1.4
+    assert ratio[other, beside] < ratio[other, mmdf]
     assert max(ratio[other, one], ratio[other, nothing], ratio[suspected, nothing]) < 1.3
     assert ratio[suspected, one] > 1.4
