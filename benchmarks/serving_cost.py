@@ -4,9 +4,9 @@
 
 One client, one image a request, in process (no HTTP). *bare*: the user's module behind the same queue in one thread.
 *mmdf*: every image takes both networks, one after the other; *mmdf, 2 threads*: at the same time. *bna, 1 class*:
-images sent to one class take its corrected network too. *bna, nothing*: a scan that detected nothing. The traffic: images sent to other classes, images sent to the suspected
-class, and a mix with a tenth of the latter. The systems take turns at every ten requests, in changing order, each after
-one request that is not timed.
+images sent to one class take its corrected network too. *bna, nothing*: a scan that detected nothing. The traffic:
+images sent to other classes, images sent to the suspected class, and a mix with a tenth of the latter. The systems take
+turns at every ten requests, in changing order, each after one request that is not timed.
 
 ``ratio``: median of a round's latencies over the bare network's of the same round; its median, least and largest over
 the rounds. ``time``: the same of the sums, which with one thread is the compute that a mix adds.

@@ -1,8 +1,9 @@
 """From the bytes of a PNG, JPEG or WebP file to the tensor that the model takes.
 
 The size is read from the header and checked before a pixel is decoded. An image is turned upright by its EXIF tag,
-converted to RGB (or grey, for a model of one channel; transparency is dropped, of an animation the first frame
-stays), and resized to the model's height and width, whatever its shape, with an antialiased bilinear filter.
+converted to RGB (or grey, for a model of one channel; 16 bits are scaled to 8, transparency is dropped, of an animation
+the first frame stays), and resized to the model's height and width, whatever its shape, with an antialiased bilinear
+filter.
 """
 
 from __future__ import annotations
@@ -10,19 +11,30 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import File, FormParser, parse_options_header
 
-from deployments.errors import BadRequest, TooLarge, UnfitTensor, UnknownMedia
+from deployments.errors import BadRequest, TooLarge, UnknownMedia
 from guard.types import InputSpec
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp")
 PILLOW_MODES = {1: "L", 3: "RGB"}
+ORIENTATION = 0x0112  # the EXIF tag, and what its values ask for
+TURNS: dict[Any, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def decode(data: bytes, spec: InputSpec, *, max_pixels: int, field: str = "image") -> NDArray[np.float32]:
@@ -34,11 +46,10 @@ def decode(data: bytes, spec: InputSpec, *, max_pixels: int, field: str = "image
         )
     image = _open(data, max_pixels, field)
     try:
-        upright = ImageOps.exif_transpose(image)
-        if "transparency" in upright.info:
-            upright = upright.convert("RGBA")
-        pixels = upright.convert(PILLOW_MODES[spec.channels])
-    except (OSError, SyntaxError, ValueError) as error:
+        pixels = _pixels(image, PILLOW_MODES[spec.channels])
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file makes Pillow raise whatever comes up
         raise BadRequest(
             f"{field}: the {image.format} file is truncated or damaged: send the whole file", field=field
         ) from error
@@ -66,9 +77,27 @@ def _open(data: bytes, max_pixels: int, field: str) -> Image.Image:
             f"{field}: {width}×{height} pixels, more than the {max_pixels} that this server decodes: scale it down",
             field=field,
         )
-    if image.mode.startswith(("I", "F")):
-        raise UnfitTensor(f"{field}: {image.mode} pixels: convert the file to 8 bits a channel", field=field)
     return image
+
+
+def _pixels(image: Image.Image, mode: str) -> Image.Image:
+    """``image`` decoded, upright, in Pillow's ``mode``; a copy only where it has to be one, for it may be large."""
+    image.load()
+    turn = _turn(image)
+    image.info.pop("transparency", None)
+    if image.mode.startswith("I"):  # grey of 16 bits, which Pillow would clip; of coloured ones it keeps the high byte
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode != mode:
+        image = image.convert(mode)
+    return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What turns ``image`` upright; none by an EXIF block that cannot be read, for the pixels may be right."""
+    try:
+        return TURNS.get(image.getexif().get(ORIENTATION))
+    except Exception:
+        return None
 
 
 def decode_all(given: Sequence[tuple[str, bytes]], spec: InputSpec, *, max_pixels: int) -> NDArray[np.float32]:
