@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,21 +19,12 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import File, FormParser, parse_options_header
 
 from deployments.errors import BadRequest, TooLarge, UnknownMedia
+from guard.pictures import upright
 from guard.types import InputSpec
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp")
 PILLOW_MODES = {1: "L", 3: "RGB"}
-ORIENTATION = 0x0112  # the EXIF tag, and what its values ask for
-TURNS: dict[Any, Image.Transpose] = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def decode(data: bytes, spec: InputSpec, *, max_pixels: int, field: str = "image") -> NDArray[np.float32]:
@@ -46,7 +36,7 @@ def decode(data: bytes, spec: InputSpec, *, max_pixels: int, field: str = "image
         )
     image = _open(data, max_pixels, field)
     try:
-        pixels = _pixels(image, PILLOW_MODES[spec.channels])
+        pixels = upright(image, PILLOW_MODES[spec.channels])
     except MemoryError:
         raise
     except Exception as error:  # a damaged file makes Pillow raise whatever comes up
@@ -78,26 +68,6 @@ def _open(data: bytes, max_pixels: int, field: str) -> Image.Image:
             field=field,
         )
     return image
-
-
-def _pixels(image: Image.Image, mode: str) -> Image.Image:
-    """``image`` decoded, upright, in Pillow's ``mode``; a copy only where it has to be one, for it may be large."""
-    image.load()
-    turn = _turn(image)
-    image.info.pop("transparency", None)
-    if image.mode.startswith("I"):  # grey of 16 bits, which Pillow would clip; of coloured ones it keeps the high byte
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode != mode:
-        image = image.convert(mode)
-    return image if turn is None else image.transpose(turn)
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What turns ``image`` upright; none by an EXIF block that cannot be read, for the pixels may be right."""
-    try:
-        return TURNS.get(image.getexif().get(ORIENTATION))
-    except Exception:
-        return None
 
 
 def decode_all(given: Sequence[tuple[str, bytes]], spec: InputSpec, *, max_pixels: int) -> NDArray[np.float32]:

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from guard.errors import BadData
+from guard.pictures import upright
 from guard.types import InputSpec
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -194,7 +195,7 @@ def _folder(path: Path, size: tuple[int, int] | None) -> Data:
         for file in files:
             try:
                 with Image.open(file) as image:
-                    arrays.append((str(file), _pixels(image.convert("RGB"), size)))
+                    arrays.append((str(file), _pixels(upright(image, "RGB"), size)))
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 raise BadData(f"data: {file} cannot be decoded: {error}.", field="data") from error
             labels.append(label)

@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from deployments.images import decode
 from guard.data import load_data
 from guard.errors import BadData
+from guard.types import InputSpec
 
 X = np.random.default_rng(0).integers(0, 256, (6, 3, 8, 5)).astype(np.uint8)
 Y = np.array([0, 1, 2, 0, 1, 2])
@@ -40,6 +42,25 @@ def test_folder(tmp_path: Path) -> None:
     assert data.classes == ("cat", "dog")
     assert data.labels.tolist() == [0, 0, 1, 1]
     assert np.array_equal(data.images.numpy(), X[[2, 3, 0, 1]])
+
+
+def test_a_file_is_read_as_the_server_reads_it(tmp_path: Path) -> None:
+    """Turned upright by its EXIF tag, and grey of 16 bits scaled instead of clipped: a guard is fitted on what it will
+    see."""
+    picture = Image.fromarray(X[0].transpose(1, 2, 0))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # turn by 90° clockwise
+    deep = Image.fromarray((np.arange(40, dtype=np.uint16) * 1600).reshape(8, 5))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        picture.save(tmp_path / name / "0.png", exif=exif)
+        deep.transpose(Image.Transpose.ROTATE_90).save(tmp_path / name / "1.png")
+    data = load_data(str(tmp_path))
+    assert data.images.shape == (4, 3, 5, 8)
+    for path, image in zip(sorted(tmp_path.glob("a/*")), data.images, strict=False):
+        served = decode(path.read_bytes(), InputSpec(3, 5, 8), max_pixels=1000)
+        assert np.array_equal((served * 255).round().astype(np.uint8), image.numpy())
+    assert data.images[1].max() == 39 * 1600 >> 8
 
 
 def test_folder_of_mixed_sizes(tmp_path: Path) -> None:
