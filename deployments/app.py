@@ -25,6 +25,7 @@ QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 HEALTH_PERIOD_S = 1.0
 HEALTH_TIMEOUT_S = 10.0
 DRAIN_S = 20.0
+START_TRIES = 6  # a replica that is killed while it starts counts as one, too
 CLOSING = "closing"
 log = logging.getLogger(__name__)
 
@@ -159,7 +160,7 @@ def application(config: ServeConfig) -> Application:
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=DRAIN_S,
         logging_config=QUIET,
-        max_constructor_retry_count=2,
+        max_constructor_retry_count=START_TRIES,
     )
     return deploy(ClassifierReplica).bind(config.model_dump(mode="json"))
 

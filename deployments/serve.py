@@ -31,6 +31,7 @@ PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgYGAAAAAEAAH
 POLL_S = 0.1
 log = logging.getLogger(__name__)
 DEPLOY_S = 600.0
+RECOVERY_S = 60.0
 
 
 class Server:
@@ -175,19 +176,23 @@ def _deploy(served: Document) -> None:
 
     _submit(served)
     waiting = {one.name for one in served.applications}
+    failing: dict[str, float] = {}  # since when
     deadline = time.monotonic() + DEPLOY_S
     while waiting:
         time.sleep(POLL_S)
         if time.monotonic() > deadline:
             raise StartFailed(f"Ray Serve has not started {', '.join(sorted(waiting))} within {DEPLOY_S:.0f} s")
         for name, status in ray_serve.status().applications.items():
-            if name in waiting and status.status == "RUNNING":
-                waiting.remove(name)
-            elif name in waiting and status.status == "DEPLOY_FAILED":
-                parts = list(status.deployments.values())
-                if not any(part.status_trigger == "HEALTH_CHECK_FAILED" for part in parts):  # one that died comes back
-                    reason = _reason([status.message, *(part.message for part in parts)])
-                    raise StartFailed(f"Ray Serve could not start {name}: {reason}")
+            if status.status == "RUNNING":
+                waiting.discard(name)
+            if name not in waiting or status.status != "DEPLOY_FAILED":
+                failing.pop(name, None)
+                continue
+            parts = list(status.deployments.values())
+            died = any(part.status_trigger == "HEALTH_CHECK_FAILED" for part in parts)  # and may come back
+            if time.monotonic() - failing.setdefault(name, time.monotonic()) >= (RECOVERY_S if died else 0):
+                reason = _reason([status.message, *(part.message for part in parts)])
+                raise StartFailed(f"Ray Serve could not start {name}: {reason}")
 
 
 def _reason(messages: list[str]) -> str:

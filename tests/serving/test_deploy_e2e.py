@@ -6,14 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
 from hand import bna_artifact, image
-from processes import free_port, wait_for
+from processes import descendants, free_port, wait_for
 
 TRIGGERED = image(1.0, 0.2, 0.1)
 BIN = Path(sys.executable).parent
@@ -82,7 +84,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         wait_for(up, 90)
         yield one
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        for pid in (process.pid, *descendants(process.pid)):  # asked to end, a cluster takes half a minute
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.wait(timeout=60)
 
 
@@ -101,6 +105,7 @@ def test_serve_deploy_takes_the_file(cluster: Cluster) -> None:
     wait_for(lambda: cluster.ask()["class"] == "bee", 60)
     assert replicas() == before
     cluster.deploy(mode="corect")
+    time.sleep(3)  # until it has come to the replica
     wait_for(lambda: cluster.status()["status"] == "RUNNING", 60)
     assert cluster.ask()["mode"] == "correct"
     assert replicas() == before
