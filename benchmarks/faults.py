@@ -2,10 +2,12 @@
 
 ``python -m benchmarks.faults [--requests 20000] [--concurrency 32] [--kill-every 10] [--proxy haproxy] [--json FILE]``
 
-Two replicas serve the demo's poisoned network. One is killed (SIGKILL) every so many seconds; a third of the way the
+Two replicas serve the demo's poisoned network. One is killed (SIGKILL) every so many seconds, or as soon after as the
+other one serves, too; a third of the way the
 mode changes from flag to correct, two thirds of the way another artifact with another threshold takes over, both by
 ``guard serve``'s own update. Each answer is compared with what the library says offline of the same image, for the mode
-and version that the answer names. A request that fails is sent once more.
+and version that the answer names. A request that fails is sent once
+more, after a pause.
 
 answered: got an answer within two tries. wrong: an answer that differs from the library's. failed first: by status, or
 by the way the connection ended. failed twice: should be none. The last line counts what the server itself counted.
@@ -83,10 +85,19 @@ def replicas() -> list[int]:
     return sorted(found)
 
 
+def serving() -> int:
+    """How many replicas take requests."""
+    from ray import serve
+
+    states = serve.status().applications["guard"].deployments["classifier"].replica_states
+    return next((count for state, count in states.items() if state == "RUNNING"), 0)
+
+
 class Load:
     """Sends images one a request and keeps the books."""
 
-    def __init__(self, url: str, images: NDArray[np.uint8], right: Expected) -> None:
+    def __init__(self, url: str, images: NDArray[np.uint8], right: Expected, pause_s: float) -> None:
+        self._pause_s = pause_s
         self._right = right
         self._count = len(images)
         self._url = f"{url}/v2/models/{NAME}/infer"
@@ -124,9 +135,11 @@ class Load:
                 answer = await http.post(self._url, content=self._bodies[index])
             except httpx.TransportError as error:
                 failures[type(error).__name__] += 1
+                await asyncio.sleep(self._pause_s)
                 continue
             if answer.status_code != 200:
                 failures[str(answer.status_code)] += 1
+                await asyncio.sleep(self._pause_s)
                 continue
             self.answered += 1
             self.seconds.append(time.perf_counter() - begun)
@@ -154,8 +167,10 @@ async def fault_run(
         async def kill() -> None:
             while not work.done():
                 await asyncio.sleep(kill_every)
+                while not work.done() and await asyncio.to_thread(serving) < 2:
+                    await asyncio.sleep(0.2)
                 alive = replicas()
-                if len(alive) > 1:
+                if not work.done():
                     os.kill(alive[0], signal.SIGKILL)
                     killed.append(alive[0])
 
@@ -203,9 +218,12 @@ def counted(url: str) -> dict[str, float]:
 @click.option("--requests", default=20_000, show_default=True)
 @click.option("--concurrency", default=32, show_default=True)
 @click.option("--kill-every", default=10.0, show_default=True, help="Seconds.")
+@click.option("--pause", default=0.5, show_default=True, help="Seconds before the second try.")
 @click.option("--proxy", type=click.Choice(PROXIES), default="auto", show_default=True)
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures as JSON.")
-def main(requests: int, concurrency: int, kill_every: float, proxy: Proxy, json_path: Path | None) -> None:
+def main(
+    requests: int, concurrency: int, kill_every: float, pause: float, proxy: Proxy, json_path: Path | None
+) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         prepared = story.prepare(Path(scratch), seed=0, progress=bars)
         half = len(prepared.clean.images) // 2
@@ -218,7 +236,7 @@ def main(requests: int, concurrency: int, kill_every: float, proxy: Proxy, json_
             port = probe.getsockname()[1]
         later = [served(prepared.artifact, "1", "correct", port), served(other, "2", "correct", port)]
         with running(served(prepared.artifact, "1", "flag", port), proxy=proxy) as server:
-            load = Load(server.url, images, expected(artifacts, images))
+            load = Load(server.url, images, expected(artifacts, images), pause)
             figures = asyncio.run(fault_run(server, load, later, requests, concurrency, kill_every))
             figures |= {"proxy": server.proxy, "counted": counted(server.url)}
     for name, value in figures.items():
