@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.load import endpoints, report
+from benchmarks.load import report
 from benchmarks.serving_cost import SIZE, artifacts, network
 from benchmarks.twin_cost import processor
 from deployments.config import MODES, ModelConfig, ServeConfig
@@ -254,6 +254,7 @@ def _serve_beside(artifact: Path) -> None:
     """Each system as an application of its own."""
     from ray import serve
 
+    from benchmarks.load import endpoints  # not above: whoever imports Ray Serve early decides on its proxy
     from deployments import app
 
     targets = [serve.RunTarget(endpoints.bare(), name="bare", route_prefix="/bare")]
