@@ -1,7 +1,7 @@
 """One run of Locust: users that post the same requests in turn, as fast as answers come or at a fixed rate.
 
-Settings come from the environment variable GUARD_LOAD, as JSON: path, method, headers, bodies (a folder of files),
-rate (requests a second of all users together; 0: as fast as answers come), users, warm_up_s, out (where the
+Settings come from the environment variable GUARD_LOAD, as JSON: path, method, headers, bodies (a folder of files), users,
+rate (requests a second of all users together, at random times; 0: as fast as answers come), warm_up_s, out (where the
 milliseconds of every answered request after the warm-up go, as JSON, with the number of failed ones).
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import gevent
-from locust import FastHttpUser, constant, constant_throughput, events, task
+from locust import FastHttpUser, events, task
 
 SETTINGS = json.loads(os.environ["GUARD_LOAD"])
 BODIES = itertools.cycle([path.read_bytes() for path in sorted(Path(SETTINGS["bodies"]).glob("*.bin"))] or [b""])
@@ -42,15 +42,19 @@ events.request.add_listener(note)  # type: ignore[no-untyped-call]
 events.quitting.add_listener(write)  # type: ignore[no-untyped-call]
 
 
+def pause(_user: FastHttpUser) -> float:
+    """Exponential, so that the requests of many users arrive as a Poisson process; none as fast as answers come."""
+    return random.expovariate(SETTINGS["rate"] / SETTINGS["users"]) if SETTINGS["rate"] else 0.0
+
+
 class Client(FastHttpUser):
     """One connection."""
 
-    wait_time = constant_throughput(SETTINGS["rate"] / SETTINGS["users"]) if SETTINGS["rate"] else constant(0)
+    wait_time = pause
 
     def on_start(self) -> None:
-        """At a fixed rate, users start at random times, so that requests do not come in bursts."""
-        if SETTINGS["rate"]:
-            gevent.sleep(random.uniform(0, SETTINGS["users"] / SETTINGS["rate"]))
+        """Users at a fixed rate begin with a pause, too."""
+        gevent.sleep(pause(self))
 
     @task
     def ask(self) -> None:

@@ -33,7 +33,7 @@ def text(figures: dict[str, Any]) -> str:
     ]
     for kind, title, column in (
         ("closed", "Closed loop", "clients"),
-        ("open", "Open loop, fixed rate", "requests/s"),
+        ("open", "Open loop, Poisson arrivals", "requests/s"),
     ):
         rows = [row for row in figures["rows"] if row["kind"] == kind]
         lines += [
