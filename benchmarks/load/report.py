@@ -88,18 +88,18 @@ def _plot(path: Path, rows: list[Row]) -> None:
 
     loads = sorted({row["load"] for row in rows})
     systems = list(dict.fromkeys(row["system"] for row in rows))
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axis, name in zip(axes, ("p50", "p99"), strict=True):
-        for index, system in enumerate(systems):
-            heights = [next(row[name] for row in rows if (row["system"], row["load"]) == (system, at)) for at in loads]
-            left = [position + index / (len(systems) + 1) for position in range(len(loads))]
-            axis.bar(left, heights, width=1 / (len(systems) + 1), label=system)
-        middle = (len(systems) - 1) / 2 / (len(systems) + 1)
-        axis.set_xticks([position + middle for position in range(len(loads))], [f"{at:g}" for at in loads])
-        axis.set_xlabel("clients" if rows and rows[0]["kind"] == "closed" else "requests/s")
-        axis.set_ylabel(f"{name}, ms")
-        axis.set_yscale("log")
+    unit = "clients" if rows and rows[0]["kind"] == "closed" else "requests/s"
+    figure, axes = pyplot.subplots(1, len(loads), figsize=(4 * len(loads), 3.6), layout="constrained", squeeze=False)
+    for axis, load in zip(axes[0], loads, strict=True):
+        for index, name in enumerate(("p50", "p99")):
+            heights = [
+                next(row[name] for row in rows if (row["system"], row["load"]) == (one, load)) for one in systems
+            ]
+            axis.bar([place + 0.4 * index for place in range(len(systems))], heights, width=0.4, label=name)
+        axis.set_xticks([place + 0.2 for place in range(len(systems))], systems)
+        axis.set_title(f"{load:g} {unit}")
+        axis.set_ylabel("ms")
         axis.grid(axis="y", alpha=0.3)
-    axes[0].legend()
+    axes[0][0].legend()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
