@@ -91,8 +91,8 @@ def my_model() -> Any:
 
 def the_same(answer: dict[str, Any], verdict: Verdict, atol: float = 1e-4) -> None:
     """``answer`` of mode flag says what ``verdict`` says, and nothing that is withheld."""
-    assert set(answer) == {"mode", "logits", "label", "flagged", "corrected_label", "unguarded"}
-    assert (answer["mode"], answer["unguarded"]) == ("flag", False)
+    assert set(answer) == {"mode", "logits", "label", "flagged", "corrected_label", "unguarded", "version"}
+    assert (answer["mode"], answer["unguarded"], answer["version"]) == ("flag", False, "1")
     for name in ("label", "flagged", "corrected_label"):
         np.testing.assert_array_equal(answer[name], getattr(verdict, name), err_msg=name)
     np.testing.assert_allclose(answer["logits"], verdict.logits, atol=atol)
