@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -63,10 +64,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("cluster")
     bna_artifact(0).save(folder / "hand")
     one = Cluster(folder)
+    temporary = tempfile.TemporaryDirectory(prefix="r-", dir="/tmp")  # its own, or later tests would look for it
     process = subprocess.Popen(
         [
             *(BIN / "ray", "start", "--head", "--block", f"--port={free_port()}", "--num-cpus=4"),
             *(f"--dashboard-port={one.dashboard}", "--include-dashboard=true", "--disable-usage-stats"),
+            f"--temp-dir={temporary.name}",
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -88,6 +91,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.wait(timeout=60)
+        temporary.cleanup()
 
 
 def test_serve_deploy_takes_the_file(cluster: Cluster) -> None:
