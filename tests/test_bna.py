@@ -348,9 +348,10 @@ def test_nothing_detected(
     assert any("found no backdoor" in warning for warning in made.manifest["warnings"])
     loaded = guard.load(made.save(tmp_path / "none"))
     assert loaded.twin.networks == 0
-    logits, frontier = loaded.original(as_float(attacked.images[:9]))
-    assert frontier == ()
-    verdict = loaded.verdict(logits, loaded.corrected(logits, frontier))
+    images = as_float(attacked.images[:9])
+    assert loaded.twin.original(images)[1] == ()
+    logits, shared = loaded.original(images)
+    verdict = loaded.verdict(logits, loaded.corrected(logits, shared))
     assert not verdict.flagged.any()
     assert torch.equal(verdict.corrected_logits, logits)
 
