@@ -20,7 +20,6 @@ import json
 import os
 import platform
 import signal
-import socket
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -40,7 +39,7 @@ from benchmarks.twin_cost import processor
 from deployments.config import ModelConfig, ServeConfig
 from deployments.demo import story
 from deployments.document import Document, document
-from deployments.proxies import PROXIES, Proxy
+from deployments.proxies import PROXIES, Proxy, free_port
 from deployments.serve import Server, running
 from guard.artifact import Artifact, load_artifact
 from guard.data import as_float
@@ -231,9 +230,7 @@ def main(
         images = np.concatenate([to_bytes(one.images[:half]) for one in (prepared.clean, prepared.triggered)])
         other = _stricter(prepared.artifact, Path(scratch) / "stricter")
         artifacts = {"1": prepared.artifact, "2": other}
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         later = [served(prepared.artifact, "1", "correct", port), served(other, "2", "correct", port)]
         with running(served(prepared.artifact, "1", "flag", port), proxy=proxy) as server:
             load = Load(server.url, images, expected(artifacts, images), pause)

@@ -141,9 +141,14 @@ def read(path: Path, environ: Mapping[str, str] = os.environ) -> Document:
         raise BadSetting(f"{path}: expected a mapping with the key applications", field="applications")
     found = checked(Document, values)
     args = overridden(_anchored(_merged(found._application(BUILD)), path.resolve().parent), environ)
-    options = {key: environ[f"GUARD_{key.upper()}"] for key in ("host", "port") if f"GUARD_{key.upper()}" in environ}
-    http = checked(HttpOptions, found.http_options.model_dump() | options, prefix="http_options.")
+    http = http_options(found.http_options.model_dump(), environ)
     return found.with_guard(args).model_copy(update={"http_options": http})
+
+
+def http_options(values: dict[str, Any], environ: Mapping[str, str] = os.environ) -> HttpOptions:
+    """``values`` with what GUARD_HOST and GUARD_PORT say in their place."""
+    words = {key: environ[f"GUARD_{key.upper()}"] for key in ("host", "port") if f"GUARD_{key.upper()}" in environ}
+    return checked(HttpOptions, values | words, prefix="http_options.")
 
 
 def check_with_serve(found: Document) -> None:

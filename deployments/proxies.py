@@ -57,8 +57,8 @@ def prepare(proxy: Proxy, folder: Path) -> None:
     os.environ.update({name: str(path) for name, path in private.items()})
     for name, value in {
         # Neither can be switched off, nor bound to one address: at least no two servers of a host fight over them.
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
@@ -66,7 +66,8 @@ def prepare(proxy: Proxy, folder: Path) -> None:
         os.environ.setdefault(name, value)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

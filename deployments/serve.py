@@ -19,7 +19,7 @@ import click
 import yaml
 
 from deployments.config import MODES, GrpcSettings, ServeConfig, overridden
-from deployments.document import Application, Document, HttpOptions, check_with_serve, document, read
+from deployments.document import Application, Document, check_with_serve, document, http_options, read
 from deployments.errors import StartFailed
 from deployments.proxies import PROXIES, Proxy, choose, prepare
 from deployments.settings import checked
@@ -310,11 +310,7 @@ def _document(source: Path, options: dict[str, Any]) -> Document:
             raise BadSetting(f"{name}: say it in {source}, or leave the file away and give the folder", field=name)
         return read(source)
     server = {key: options.pop(key) for key in ("replicas",) if key in options}
-    words = {
-        key: os.environ[f"GUARD_{key.upper()}"] for key in ("host", "port") if f"GUARD_{key.upper()}" in os.environ
-    }
-    address = {key: options.pop(key) for key in ("host", "port") if key in options} | words
-    http = checked(HttpOptions, address, prefix="http_options.")
+    http = http_options({key: options.pop(key) for key in ("host", "port") if key in options})
     grpc = options.pop("grpc_port", None)
     if grpc is not None:
         server["grpc"] = checked(GrpcSettings, {"host": http.host, "port": grpc}).model_dump()

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.errors import UpstreamUnfit
+from deployments.protocol import JSON_LENGTH
 from deployments.upstream import UpstreamSettings
 
-JSON_LENGTH = "inference-header-content-length"
 RAW = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
 
 

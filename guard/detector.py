@@ -75,10 +75,12 @@ class Guard:
 
         ``logits``: the original's, [B, K]; where ``eager`` they are not looked at and may be None.
         """
-        if self.eager or logits is None:
+        if self.eager:
             with self._calibrated_path():
                 corrected = self.twin.corrected(shared)
             return _plain(corrected)
+        if logits is None:
+            raise ValueError(f"logits: the rule of {self.method} looks at them to choose a corrected network")
         network = torch.from_numpy(self._route(logits))
         answer = logits.clone()
         with self._calibrated_path():

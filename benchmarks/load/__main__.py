@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -35,7 +34,7 @@ from benchmarks.twin_cost import processor
 from deployments.config import MODES, ModelConfig, ServeConfig
 from deployments.document import document
 from deployments.metrics import STAGES
-from deployments.proxies import PROXIES, Proxy
+from deployments.proxies import PROXIES, Proxy, free_port
 from deployments.serve import running
 from guard.capture import capture
 from guard.versions import versions
@@ -177,7 +176,7 @@ def stages(run: Run, url: str, seconds: float) -> dict[str, dict[str, float]]:
 @contextmanager
 def uvicorn_alone() -> Iterator[str]:
     """A route that does nothing, on uvicorn in a process of its own."""
-    port = _free_port()
+    port = free_port()
     process = subprocess.Popen(
         [*(sys.executable, "-m", "uvicorn", "benchmarks.load.endpoints:nothing", "--port", str(port)),
          *("--log-level", "warning", "--no-access-log")]
@@ -225,7 +224,7 @@ def main(seconds: float, rounds: int, clients: str, rates: str, proxy: Proxy, ou
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         artifact = prepare(folder)
-        first = document(_config(artifact, "flag"), host="127.0.0.1", port=_free_port())
+        first = document(_config(artifact, "flag"), host="127.0.0.1", port=free_port())
         with running(first, proxy=proxy) as server:
             _serve_beside(artifact)
             run = Run(server.url, folder)
@@ -262,13 +261,6 @@ def _serve_beside(artifact: Path) -> None:
         serve.RunTarget(app.application(_config(artifact, mode)), name=mode, route_prefix=f"/{mode}") for mode in MODES
     ]
     serve.run_many(targets)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

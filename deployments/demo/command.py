@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
 import tempfile
 import time
@@ -12,6 +11,7 @@ from typing import Any
 
 import click
 
+from deployments.proxies import free_port
 from deployments.signals import interrupt_on_signals, until_interrupted
 from guard.progress import bars
 
@@ -30,7 +30,7 @@ def demo(json_path: str | None, report: Path | None, keep: bool, port: int, seed
     """
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="guard-demo-") as scratch:
-        _run(Path(scratch), json_path, report, keep, port or _free_port(), seed, begun)
+        _run(Path(scratch), json_path, report, keep, port or free_port(), seed, begun)
 
 
 def _run(
@@ -93,12 +93,6 @@ def _table(figures: dict[str, Any]) -> str:
         f"{detection['fpr']:.1%} of {n['clean']} clean ones (FPR; nominal {detection['nominal_fpr']:.1%})"
     )
     return "\n".join(lines)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _say(sentence: str) -> None:

@@ -43,14 +43,6 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment() -> Iterator[None]:
-    """Ray without its token file in the home folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        yield
-
-
-@pytest.fixture(scope="module")
 def port() -> int:
     return free_port()
 

@@ -77,14 +77,6 @@ def verdict(artifact: Path, pictures: np.ndarray) -> Verdict:
 
 
 @pytest.fixture(scope="module")
-def environment() -> Iterator[None]:
-    """Ray without its token file in the home folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        yield
-
-
-@pytest.fixture(scope="module")
 def url(artifact: Path, environment: None) -> Iterator[str]:
     """Two replicas in mode flag."""
     config = ServeConfig(models=[ModelConfig(artifact=artifact)], replicas=2, cpus_per_replica=0.1)
