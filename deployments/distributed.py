@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +29,8 @@ class RayExecutor:
     Joins the Ray that the program already uses, else the cluster at RAY_ADDRESS or on this machine, else starts one
     here; what it joined or started itself, it leaves or ends, after each ``run`` or, used as a context, at the
     context's end. A chunk whose worker is lost is done again by Ray. The machines of a cluster need this package.
+    Two chunks a worker are handed out at a time: where one fails, the others run to their end, and no more are begun.
+    They are not cancelled, since `ray.cancel` of a task that ends at that moment aborts the program (Ray 2.60).
     workers: chunks that run at once; of a cluster known inside the context only.
     """
 
@@ -53,20 +56,22 @@ class RayExecutor:
         with _ray() as ray:
             remote = ray.remote(num_cpus=1, num_gpus=self._gpus)(_chunk)
             shared = ray.put(work)
-            waiting = {remote.remote(function, shared, chunk): index for index, chunk in enumerate(chunks)}
+            left = iter(enumerate(chunks))
+            running: dict[Any, int] = {}
             try:
-                while waiting:
-                    done, _ = ray.wait(list(waiting))
+                while True:
+                    for index, chunk in islice(left, 2 * self.workers - len(running)):
+                        running[remote.remote(function, shared, chunk)] = index
+                    if not running:
+                        return
+                    done, _ = ray.wait(list(running))
                     result, steps = ray.get(done[0])
                     advance(steps)
-                    yield waiting.pop(done[0]), result
+                    yield running.pop(done[0]), result
             except ray.exceptions.RayTaskError as error:
                 raise error.as_instanceof_cause() from None
             except ray.exceptions.RayError as error:
                 raise GuardError(f"executor: Ray could not finish a chunk of the work: {error}") from error
-            finally:
-                for left in waiting:
-                    ray.cancel(left, force=True)
 
 
 def _chunk(function: Callable[[W, C, Advance], R], work: W, chunk: C) -> tuple[R, int]:

@@ -85,6 +85,13 @@ def test_errors_come_back(executor: RayExecutor, work: Work) -> None:
     assert steps[-3:] == [1, 1, 1]
 
 
+def test_errors_that_race(executor: RayExecutor) -> None:
+    """Chunks that end beside a failure do no harm, time and again (`ray.cancel` aborted the program here)."""
+    for _ in range(100):
+        with pytest.raises(ZeroDivisionError):
+            list(executor.run(by_value()[0], 6, [1, 0, 2, 3], lambda done: None))
+
+
 def test_a_lost_worker(executor: RayExecutor) -> None:
     """A chunk whose worker dies each time ends in an error of ours that says so."""
     with pytest.raises(GuardError, match="Ray could not finish"):
