@@ -33,10 +33,10 @@ from prometheus_client import CollectorRegistry
 from torch import Tensor, nn
 
 from benchmarks.twin_cost import processor
-from deployments.batcher import Batcher, Ticket
-from deployments.classifier import Classifier
 from deployments.config import ModelConfig
-from deployments.metrics import Metrics
+from deployments.engine.batcher import Batcher, Ticket
+from deployments.engine.classifier import Classifier
+from deployments.engine.metrics import Metrics
 from guard.artifact import FORMAT, FORMAT_VERSION, Artifact
 from guard.capture import Captured, capture
 from guard.config import FitSettings

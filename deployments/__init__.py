@@ -1,9 +1,16 @@
 """The Ray Serve application of the guard.
 
-Rooms, each importing only from those before it: ``errors config`` ← ``policy bodies images batcher metrics`` ←
-``tensors`` ← ``protocol plain passes originals`` ← ``served`` ← ``classifier wrapped`` ← ``ingress grpc_service
-exposition replicas`` ← ``app composition`` ← ``serve``. Everything before ``app`` is plain Python, without Ray, and
-tested so.
+Here lie what a server is told (``settings config upstream keys document``), the mode that turns a verdict into an
+answer (``policy``), and the applications themselves. The way of a request goes through the rooms, each of which imports
+only from those before it:
+
+- ``protocol``: bytes become images, answers become bytes;
+- ``originals``: the original network's logits, where it runs elsewhere;
+- ``engine``: a served model, from its queue to its verdict and its counters;
+- ``http`` and ``grpc``: the two surfaces;
+- ``replicas``, then ``app`` and ``composition``: all of it in Ray Serve; ``serve``: the command.
+
+Everything before ``app`` is plain Python, without Ray, and tested so.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class ClassifierReplica:
         # Imported here, in the replica, so that building the application does not load the networks' libraries.
         import torch
 
-        from deployments.catalogue import Catalogue
+        from deployments.engine.catalogue import Catalogue
 
         torch.set_num_threads(1)
         Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ class ClassifierReplica:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         import guard
-        from deployments.ingress import build_http_app
+        from deployments.http.ingress import build_http_app
 
         return build_http_app(self._models, guard.__version__, self._keys)
 
@@ -80,7 +80,7 @@ class ClassifierReplica:
 
     async def _open_grpc(self, settings: GrpcSettings) -> None:
         import guard
-        from deployments.grpc_service import GrpcServer
+        from deployments.grpc.service import GrpcServer
 
         server = GrpcServer(self._models, guard.__version__, host=settings.host, port=settings.port, keys=self._keys)
         await server.start()
@@ -116,7 +116,7 @@ class MetricsReplica:
         self._keys = Keys.from_settings(checked(KeySettings, keys))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        from deployments.exposition import build_metrics_app
+        from deployments.http.exposition import build_metrics_app
 
         return build_metrics_app(self._folder, self._keys)
 

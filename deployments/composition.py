@@ -54,7 +54,7 @@ class GuardedReplica:
         import torch
         from prometheus_client import CollectorRegistry
 
-        from deployments.handles import HandleOriginal
+        from deployments.originals.handle import HandleOriginal
         from deployments.replicas import classifier_for
 
         config = checked(ModelConfig, {"artifact": artifact, **settings})
@@ -86,7 +86,7 @@ class GuardedReplica:
         Raises:
             BadInput: the images do not fit the model. Unavailable: try again later. UpstreamFailed: see its classes.
         """
-        from deployments.bodies import check_count
+        from deployments.protocol.bodies import check_count
         from guard.data import as_float, check_images
 
         classifier = self._classifier
@@ -103,7 +103,7 @@ class GuardedReplica:
         set in their environment, else of the one replica that answers."""
         from prometheus_client import generate_latest
 
-        from deployments.exposition import merged
+        from deployments.http.exposition import merged
 
         return generate_latest(self._registry) if self._folder is None else merged(Path(self._folder))
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry
 
 import guard
-from deployments.classifier import Classifier
 from deployments.config import ModelConfig
-from deployments.metrics import Metrics, score_buckets
-from deployments.originals import Original
-from deployments.served import AnyServed
-from deployments.upstream_http import UpstreamHttp
-from deployments.wrapped import Wrapped
+from deployments.engine.classifier import Classifier
+from deployments.engine.metrics import Metrics, score_buckets
+from deployments.engine.served import AnyServed
+from deployments.engine.wrapped import Wrapped
+from deployments.originals.http import UpstreamHttp
+from deployments.originals.original import Original
 from guard.detector import Guard
 
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from deployments.images import decode
+from deployments.protocol.images import decode
 from guard.data import load_data
 from guard.errors import BadData
 from guard.types import InputSpec

@@ -33,7 +33,7 @@ from benchmarks.serving_cost import SIZE, artifacts, network
 from benchmarks.twin_cost import processor
 from deployments.config import MODES, ModelConfig, ServeConfig
 from deployments.document import document
-from deployments.metrics import STAGES
+from deployments.engine.metrics import STAGES
 from deployments.proxies import PROXIES, Proxy, free_port
 from deployments.serve import running
 from guard.capture import capture

@@ -22,10 +22,10 @@ class BareReplica:
         import torch
 
         from benchmarks.serving_cost import CLASSES, SIZE, Bare, network
-        from deployments.bodies import Model
         from deployments.config import Limits
         from deployments.policy import Answer
-        from deployments.protocol import JSON_LENGTH, parse_infer, render_infer
+        from deployments.protocol.bodies import Model
+        from deployments.protocol.v2 import JSON_LENGTH, parse_infer, render_infer
         from guard.types import InputSpec
 
         torch.set_num_threads(1)

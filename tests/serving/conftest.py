@@ -10,9 +10,9 @@ import pytest
 from hand import HandGuard, image
 from prometheus_client import CollectorRegistry
 
-from deployments.classifier import Classifier
 from deployments.config import ModelConfig
-from deployments.metrics import Metrics
+from deployments.engine.classifier import Classifier
+from deployments.engine.metrics import Metrics
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from deployments.batcher import Batcher
+from deployments.engine.batcher import Batcher
 from deployments.errors import QueueFull, ShuttingDown, Unavailable
 
 

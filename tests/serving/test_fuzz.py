@@ -28,12 +28,12 @@ from prometheus_client import CollectorRegistry
 from schemathesis.core.failures import AcceptedNegativeData
 from schemathesis.engine import events, from_schema
 
-from deployments.catalogue import Catalogue
-from deployments.classifier import Classifier
 from deployments.config import ModelConfig
-from deployments.ingress import build_http_app
+from deployments.engine.catalogue import Catalogue
+from deployments.engine.classifier import Classifier
+from deployments.engine.metrics import Metrics
+from deployments.http.ingress import build_http_app
 from deployments.keys import Keys, parse_variable
-from deployments.metrics import Metrics
 
 EXAMPLES = int(os.environ.get("GUARD_FUZZ_EXAMPLES", "40"))
 KEY = "fuzz-0123456789abcdef"

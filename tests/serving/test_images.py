@@ -12,7 +12,7 @@ from files import saved as file
 from PIL import Image
 
 from deployments.errors import BadRequest, TooLarge, UnknownMedia
-from deployments.images import decode, parts
+from deployments.protocol.images import decode, parts
 from guard.types import InputSpec
 
 SPEC = InputSpec(3, 4, 6)

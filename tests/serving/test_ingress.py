@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deployments.catalogue import Catalogue
-from deployments.classifier import Classifier
-from deployments.ingress import build_http_app
+from deployments.engine.catalogue import Catalogue
+from deployments.engine.classifier import Classifier
+from deployments.http.ingress import build_http_app
 
 INFER, PREDICT, CLASSIFY = "/v2/models/hand/infer", "/v1/models/hand:predict", "/classify"
 

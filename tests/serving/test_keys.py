@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from asking import Client
 
-from deployments.catalogue import Catalogue
+from deployments.engine.catalogue import Catalogue
 from deployments.errors import Forbidden, Unauthorized
-from deployments.exposition import build_metrics_app
-from deployments.headers import STRICT, SafeHeaders, page_policy
-from deployments.ingress import build_http_app
+from deployments.http.exposition import build_metrics_app
+from deployments.http.headers import STRICT, SafeHeaders, page_policy
+from deployments.http.ingress import build_http_app
 from deployments.keys import Keys, KeySettings, parse_file, parse_variable
 from guard.errors import BadSetting
 

@@ -13,14 +13,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from deployments.exposition import merged
-from deployments.metrics import Metrics, score_buckets
+from deployments.engine.metrics import Metrics, score_buckets
+from deployments.http.exposition import merged
 
 REPLICA = """
 import os, sys, time
 import numpy as np
 from prometheus_client import CollectorRegistry
-from deployments.metrics import Metrics
+from deployments.engine.metrics import Metrics
 metrics = Metrics("m", ["ant", "bee"], registry=CollectorRegistry())
 metrics.artifact(method="mmdf", fingerprint="f", version="1", threshold=0.005, created_at="2026-11-21T09:00:00+00:00")
 metrics.requests("flag", "clean").inc(int(sys.argv[1]))

@@ -13,14 +13,14 @@ import schemathesis
 from asking import Client
 from hand import HandGuard, HandSuspicion
 
-from deployments.bodies import Model
-from deployments.catalogue import Catalogue
 from deployments.config import Limits
-from deployments.ingress import build_http_app
+from deployments.engine.catalogue import Catalogue
+from deployments.http.ingress import build_http_app
+from deployments.http.openapi import document
+from deployments.http.pages import page, policy
+from deployments.http.schemas import Offer
 from deployments.keys import Keys, parse_variable
-from deployments.openapi import document
-from deployments.pages import page, policy
-from deployments.schemas import Offer
+from deployments.protocol.bodies import Model
 from guard.types import InputSpec
 
 KEY = "ask-0123456789abcdef"

@@ -22,7 +22,7 @@ from hand import HandGuard
 from PIL import Image
 from web import Web
 
-from deployments.ingress import READERS
+from deployments.http.ingress import READERS
 
 INFER, PREDICT, CLASSIFY = "/v2/models/hand/infer", "/v1/models/hand:predict", "/classify"
 LENGTH = "inference-header-content-length"

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from starlette.responses import PlainTextResponse
 
-from deployments import protocol
-from deployments.bodies import Ask, Model
 from deployments.config import Limits
-from deployments.encodings import inflate
 from deployments.errors import BadRequest, TooLarge, UnknownMedia
+from deployments.http.encodings import inflate
+from deployments.http.traces import TraceEcho, traceparent
 from deployments.policy import Answer
-from deployments.traces import TraceEcho, traceparent
+from deployments.protocol import v2
+from deployments.protocol.bodies import Ask, Model
 from guard.types import InputSpec
 
 MODEL = Model("hand", "1", InputSpec(3, 4, 4), ("ant", "bee", "cat"))
@@ -49,7 +49,7 @@ def body(
 
 
 def parse(request: tuple[bytes, str | None]) -> Ask:
-    return protocol.parse_infer(request[0], MODEL, LIMITS, json_length=request[1])
+    return v2.parse_infer(request[0], MODEL, LIMITS, json_length=request[1])
 
 
 @pytest.mark.parametrize("padding", range(4))
@@ -157,8 +157,8 @@ def test_outputs_come_raw_where_they_are_asked_for_so(asked, raw: list[str]) -> 
     """An output's own wish counts before the request's. The raw ones follow the JSON in its order; all is as long as
     it is said to be; unknown parameters are ignored."""
     ask = parse(body(IMAGES, **asked))
-    content, json_length = protocol.render_infer(ANSWER, ask, MODEL)
-    plain = json.loads(protocol.render_infer(ANSWER, ask._replace(binary=frozenset()), MODEL).content)
+    content, json_length = v2.render_infer(ANSWER, ask, MODEL)
+    plain = json.loads(v2.render_infer(ANSWER, ask._replace(binary=frozenset()), MODEL).content)
     assert (json_length is not None) == bool(raw)
     head, rest = json.loads(content[:json_length]), content[json_length:] if json_length else b""
     assert [one["name"] for one in head["outputs"]] == [one["name"] for one in plain["outputs"]]
@@ -175,7 +175,7 @@ def test_outputs_come_raw_where_they_are_asked_for_so(asked, raw: list[str]) -> 
 def test_a_truth_value_is_one_byte_of_zero_or_one() -> None:
     """``flagged`` of two images is two bytes."""
     outputs = [{"name": "flagged", "parameters": {"binary_data": True}}]
-    content, json_length = protocol.render_infer(ANSWER, parse(body(IMAGES, outputs=outputs)), MODEL)
+    content, json_length = v2.render_infer(ANSWER, parse(body(IMAGES, outputs=outputs)), MODEL)
     assert content[json_length:] == b"\x00\x01"
 
 

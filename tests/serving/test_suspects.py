@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hand import HandSuspicion, RealSuspicion, ask, image, one_batch, serve
 
-from deployments.catalogue import Catalogue
+from deployments.engine.catalogue import Catalogue
 from deployments.errors import NoVerdict
-from deployments.ingress import build_http_app
+from deployments.http.ingress import build_http_app
 
 ANT = image(0.3, 0.1, 0.0)  # logits [3, 1, 0]: ant, the suspected class; its corrected network agrees: score −0.5
 BEE = image(0.1, 0.3, 0.0)  # logits [1, 3, 0]: bee; no corrected network is asked: score −2

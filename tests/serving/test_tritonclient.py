@@ -22,11 +22,11 @@ from google.protobuf.descriptor import Descriptor
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
-from deployments.catalogue import Catalogue
-from deployments.classifier import Classifier
-from deployments.grpc_messages import MESSAGES, SERVICE, message
-from deployments.grpc_service import GrpcServer
-from deployments.ingress import build_http_app
+from deployments.engine.catalogue import Catalogue
+from deployments.engine.classifier import Classifier
+from deployments.grpc.messages import MESSAGES, SERVICE, message
+from deployments.grpc.service import GrpcServer
+from deployments.http.ingress import build_http_app
 from deployments.keys import Keys, parse_variable
 from guard.errors import BadSetting
 

@@ -17,19 +17,19 @@ from prometheus_client import CollectorRegistry
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from upstreams import HangsUp, Puppet, answer, later, raw_answer, serving, tomorrow, trickle
 
-from deployments.catalogue import Catalogue
-from deployments.classifier import Classifier
-from deployments.comparison import UpstreamMismatch, compare, difference
 from deployments.config import ModelConfig
 from deployments.document import read
+from deployments.engine.catalogue import Catalogue
+from deployments.engine.classifier import Classifier
+from deployments.engine.comparison import UpstreamMismatch, compare, difference
+from deployments.engine.metrics import Metrics
+from deployments.engine.wrapped import Wrapped
 from deployments.errors import UpstreamFailed
-from deployments.ingress import build_http_app
-from deployments.metrics import Metrics
-from deployments.originals import as_logits
+from deployments.http.ingress import build_http_app
+from deployments.originals.http import UpstreamHttp
+from deployments.originals.original import as_logits
 from deployments.settings import checked
 from deployments.upstream import UpstreamSettings
-from deployments.upstream_http import UpstreamHttp
-from deployments.wrapped import Wrapped
 from guard.errors import BadSetting
 from guard.types import InputSpec
 

@@ -12,12 +12,12 @@ import pytest
 from hand import HandGuard, HandSuspicion, ask, image, serve
 from prometheus_client import CollectorRegistry
 
-from deployments.classifier import Classifier
-from deployments.comparison import UpstreamMismatch
 from deployments.config import ModelConfig
+from deployments.engine.classifier import Classifier
+from deployments.engine.comparison import UpstreamMismatch
+from deployments.engine.metrics import Metrics
+from deployments.engine.wrapped import Wrapped
 from deployments.errors import NoVerdict, ShuttingDown, UpstreamBusy, UpstreamFailed, UpstreamUnfit
-from deployments.metrics import Metrics
-from deployments.wrapped import Wrapped
 
 BEE = image(0.1, 0.3, 0.0)
 

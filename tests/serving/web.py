@@ -11,9 +11,9 @@ from collections.abc import Callable
 import uvicorn
 from starlette.types import ASGIApp
 
-from deployments.catalogue import Catalogue
-from deployments.classifier import Classifier
-from deployments.ingress import build_http_app
+from deployments.engine.catalogue import Catalogue
+from deployments.engine.classifier import Classifier
+from deployments.http.ingress import build_http_app
 
 
 class Web(uvicorn.Server):

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments import protocol
-from deployments.bodies import Ask, Model
 from deployments.config import Limits
 from deployments.errors import BadRequest
-from deployments.grpc_messages import message
+from deployments.grpc.messages import message
 from deployments.policy import Answer
-from deployments.tensors import (
+from deployments.protocol import v2
+from deployments.protocol.bodies import Ask, Model
+from deployments.protocol.tensors import (
     DATATYPES,
     INPUT,
     Input,
@@ -51,11 +51,11 @@ def parse_infer(request: Any, model: Model, limits: Limits) -> Ask:
 def render_infer(answer: Answer, ask: Ask, model: Model) -> Any:
     """The ``ModelInferResponse``. Outputs that were asked for and are not there are left out."""
     response = message("ModelInferResponse")(model_name=model.name, model_version=model.version, id=ask.id or "")
-    for key, fact in protocol.parameters_of(answer).items():
+    for key, fact in v2.parameters_of(answer).items():
         # A truth value is a number to Python as well.
         kind = "bool_param" if isinstance(fact, bool) else "int64_param" if isinstance(fact, int) else "string_param"
         setattr(response.parameters[key], kind, fact)
-    for name, values in protocol.asked(answer, ask):
+    for name, values in v2.asked(answer, ask):
         response.outputs.add(name=name, datatype=DATATYPES[name], shape=values.shape)
         response.raw_output_contents.append(to_raw(values, DATATYPES[name]))
     return response
@@ -63,7 +63,7 @@ def render_infer(answer: Answer, ask: Ask, model: Model) -> Any:
 
 def render_metadata(model: Model) -> Any:
     """The ``ModelMetadataResponse``; gRPC has no place for the facts of the artifact."""
-    metadata = protocol.render_metadata(model, {})
+    metadata = v2.render_metadata(model, {})
     response = message("ModelMetadataResponse")(
         name=metadata["name"], versions=metadata["versions"], platform=metadata["platform"]
     )

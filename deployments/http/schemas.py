@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from deployments.bodies import Model
 from deployments.config import MODES, Limits
-from deployments.tensors import DATATYPES, INPUT
+from deployments.protocol.bodies import Model
+from deployments.protocol.tensors import DATATYPES, INPUT
 
 Schema = dict[str, Any]
 NUMBERS = {

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.bodies import bytes_range, check_count, unit_range
 from deployments.config import Limits
 from deployments.errors import BadRequest, UnfitTensor
+from deployments.protocol.bodies import bytes_range, check_count, unit_range
 from guard.types import InputSpec
 
 INPUT = "images"

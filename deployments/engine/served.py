@@ -1,7 +1,7 @@
 """What every served model is, wherever its original network runs: settings, artifact, queue, and one way to count.
 
-How images become logits and evidence is the subclass's: `deployments.classifier` runs both networks,
-`deployments.wrapped` has the original's logits from elsewhere.
+How images become logits and evidence is the subclass's: `deployments.engine.classifier` runs both networks,
+`deployments.engine.wrapped` has the original's logits from elsewhere.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.batcher import Batcher, Ticket
-from deployments.bodies import Model
 from deployments.config import Live, ModelConfig
+from deployments.engine.batcher import Batcher, Ticket
+from deployments.engine.metrics import Metrics
+from deployments.engine.passes import Guard, Passes
 from deployments.errors import NoVerdict
-from deployments.metrics import Metrics
-from deployments.passes import Guard, Passes
 from deployments.policy import Answer, Scored
+from deployments.protocol.bodies import Model
 from deployments.settings import checked
 from guard.errors import BadArtifact, BadSetting
 

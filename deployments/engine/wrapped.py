@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deployments import policy
-from deployments.batcher import Ticket
-from deployments.comparison import UpstreamMismatch, compare
 from deployments.config import Live, ModelConfig
+from deployments.engine.batcher import Ticket
+from deployments.engine.comparison import UpstreamMismatch, compare
+from deployments.engine.metrics import Metrics
+from deployments.engine.passes import Guard, Passes
+from deployments.engine.served import Served, drawn, rows_of
 from deployments.errors import QueueFull, ShuttingDown, Unavailable, UpstreamFailed
-from deployments.metrics import Metrics
-from deployments.originals import Original
-from deployments.passes import Guard, Passes
+from deployments.originals.original import Original
 from deployments.policy import Answer, Scored
-from deployments.served import Served, drawn, rows_of
 from guard.errors import BadArtifact
 
 WATCH_S = 5.0
@@ -61,7 +61,7 @@ class Wrapped(Served[Half, Corrected]):
     Args:
         guard, config, metrics: see `Served`. original: gives the logits. tolerance: compare it with the guard's own
             original before the first request, and whenever it comes back (None: never); see
-            `deployments.comparison`.
+            `deployments.engine.comparison`.
         watch_s: between two looks at whether it is ready.
     """
 

@@ -14,14 +14,14 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import UpstreamBusy, UpstreamFailed, UpstreamLate
-from deployments.originals import as_logits
+from deployments.originals.original import as_logits
 from deployments.upstream import OriginalSettings
 
 log = logging.getLogger(__name__)
 
 
 class HandleOriginal:
-    """See `deployments.originals.Original`. Ray Serve itself waits until the deployment is there.
+    """See `deployments.originals.original.Original`. Ray Serve itself waits until the deployment is there.
 
     Args:
         handle: of the deployment; it may return an array, a tensor or lists. asking: how it is asked. classes: K.

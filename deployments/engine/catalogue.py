@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+from deployments.engine.served import AnyServed
 from deployments.errors import NotFound, Unavailable
-from deployments.served import AnyServed
 
 
 class Catalogue:

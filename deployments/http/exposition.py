@@ -20,7 +20,7 @@ from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.errors import BadRequest
-from deployments.headers import SafeHeaders
+from deployments.http.headers import SafeHeaders
 from deployments.keys import Keys
 
 

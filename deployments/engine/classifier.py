@@ -1,7 +1,7 @@
 """The served classifier without its server: both networks run here.
 
-A batch takes three stages: original, corrected, statistic (`deployments.passes`). A request none of whose images needs
-a corrected network has its verdict after the first; the others wait for the rest, which is left out where nobody waits.
+A batch takes three stages: original, corrected, statistic (`deployments.engine.passes`). A request none of whose images
+needs a corrected network has its verdict after the first; the others wait for the rest, left out where nobody waits.
 In observe mode every answer leaves after the first. Requests that fail together are run again one by one, so that one
 bad request fails alone; where only the verdict fails, ``on_failure`` decides.
 """
@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments import policy
-from deployments.batcher import Ticket
 from deployments.config import Live, ModelConfig
+from deployments.engine.batcher import Ticket
+from deployments.engine.passes import First, Guard, Passes
+from deployments.engine.served import Served, drawn, rows_of
 from deployments.errors import NoVerdict, PassFailed
-from deployments.passes import First, Guard, Passes
 from deployments.policy import Answer, Scored
-from deployments.served import Served, drawn, rows_of
 
 log = logging.getLogger(__name__)
 

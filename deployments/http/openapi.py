@@ -10,10 +10,10 @@ from typing import Any
 
 from PIL import Image
 
-from deployments.images import MEDIA_TYPES
+from deployments.http.schemas import Offer, Schema, ref, schemas
 from deployments.keys import IMPLIED, Role
-from deployments.schemas import Offer, Schema, ref, schemas
-from deployments.tensors import INPUT
+from deployments.protocol.images import MEDIA_TYPES
+from deployments.protocol.tensors import INPUT
 
 # An example of more numbers than this is no help to a reader.
 EXAMPLE_VALUES = 256

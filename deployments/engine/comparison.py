@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.errors import UpstreamUnfit
-from deployments.originals import SMALLEST, Original, like_probabilities
+from deployments.originals.original import SMALLEST, Original, like_probabilities
 from guard.errors import BadSetting
 from guard.types import InputSpec
 

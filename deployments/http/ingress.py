@@ -18,19 +18,20 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from deployments import openapi, pages, plain, protocol
-from deployments.bodies import Ask, Model
-from deployments.catalogue import Catalogue
 from deployments.config import Limits
-from deployments.encodings import inflate
+from deployments.engine.catalogue import Catalogue
+from deployments.engine.served import AnyServed
+from deployments.engine.wrapped import Wrapped
 from deployments.errors import BadRequest, NotFound, PassFailed, TooLarge, Unavailable, UnknownMedia, UpstreamFailed
-from deployments.headers import SafeHeaders
+from deployments.http import openapi, pages
+from deployments.http.encodings import inflate
+from deployments.http.headers import SafeHeaders
+from deployments.http.schemas import Offer
+from deployments.http.traces import TraceEcho
 from deployments.keys import Keys, Role
 from deployments.policy import Answer
-from deployments.schemas import Offer
-from deployments.served import AnyServed
-from deployments.traces import TraceEcho
-from deployments.wrapped import Wrapped
+from deployments.protocol import plain, v2
+from deployments.protocol.bodies import Ask, Model
 
 # Longer tensors, as JSON and as raw bytes, are read in a thread, so that others are answered meanwhile; and so is every
 # image file and compressed body, whatever its length (1 KB may hold 32 million pixels).
@@ -116,7 +117,7 @@ class Desk:
         self._readers.shutdown(wait=False)
 
     async def server(self, _request: Request) -> Response:
-        return JSONResponse(protocol.render_server(self._version))
+        return JSONResponse(v2.render_server(self._version))
 
     async def live(self, _request: Request) -> Response:
         return JSONResponse({"live": True})
@@ -134,9 +135,9 @@ class Desk:
         return JSONResponse({"models": [classifier.model.name for classifier in self._models]})
 
     async def index(self, request: Request) -> Response:
-        ready_only = protocol.parse_index(await _content(request, await _body(request, INDEX_BYTES), INDEX_BYTES))
+        ready_only = v2.parse_index(await _content(request, await _body(request, INDEX_BYTES), INDEX_BYTES))
         models = [(classifier.model, classifier.ready) for classifier in self._models]
-        return JSONResponse(protocol.render_index(models, ready_only=ready_only))
+        return JSONResponse(v2.render_index(models, ready_only=ready_only))
 
     async def configuration(self, request: Request) -> Response:
         name = self._find(request).model.name
@@ -149,7 +150,7 @@ class Desk:
         facts = classifier.facts()
         if "administration" not in request.state.roles:
             facts = {name: fact for name, fact in facts.items() if name in PUBLIC_FACTS}
-        return JSONResponse(protocol.render_metadata(classifier.model, facts))
+        return JSONResponse(v2.render_metadata(classifier.model, facts))
 
     async def openapi(self, _request: Request) -> Response:
         return JSONResponse(self._document())
@@ -307,19 +308,19 @@ def _instances(request: Request) -> Reading:
 def _tensors(request: Request) -> Reading:
     """JSON tensors, whatever the content type says, unless the request is surely something else; raw ones where the
     header says so."""
-    media, json_length = _media(request), request.headers.get(protocol.JSON_LENGTH)
+    media, json_length = _media(request), request.headers.get(v2.JSON_LENGTH)
     if media.startswith(("image/", "multipart/")) or (media == "application/octet-stream" and json_length is None):
         return Reading(_no_tensors, ON_LOOP_RAW)
     if json_length is None:
-        return Reading(protocol.parse_infer, ON_LOOP_JSON)
+        return Reading(v2.parse_infer, ON_LOOP_JSON)
     short = len(json_length) < 5  # up to 9,999 bytes of JSON
-    return Reading(partial(protocol.parse_infer, json_length=json_length), ON_LOOP_RAW if short else 0)
+    return Reading(partial(v2.parse_infer, json_length=json_length), ON_LOOP_RAW if short else 0)
 
 
 def _no_tensors(_body: bytes, _model: Model, _limits: Limits) -> Ask:
     raise UnknownMedia(
         "content-type: expected application/json with tensors as JSON, or raw tensors behind it and the header "
-        f"{protocol.JSON_LENGTH}; image files go to /classify or :predict",
+        f"{v2.JSON_LENGTH}; image files go to /classify or :predict",
         field="content-type",
     )
 
@@ -329,8 +330,8 @@ def _json(render: Callable[[Answer, Ask, Model], dict[str, Any]]) -> Renderer:
 
 
 def _infer_response(answer: Answer, ask: Ask, model: Model) -> Response:
-    content, json_length = protocol.render_infer(answer, ask, model)
+    content, json_length = v2.render_infer(answer, ask, model)
     if json_length is None:
         return Response(content, media_type="application/json")
-    headers = {protocol.JSON_LENGTH: str(json_length)}
+    headers = {v2.JSON_LENGTH: str(json_length)}
     return Response(content, headers=headers, media_type="application/octet-stream")

@@ -6,11 +6,11 @@ import base64
 import binascii
 from typing import Any
 
-from deployments import images as files
-from deployments.bodies import Ask, Model, check_count, json_object, numbers, unit_range
 from deployments.config import Limits
 from deployments.errors import BadRequest, UnfitTensor, UnknownMedia
 from deployments.policy import NO_LABEL, Answer
+from deployments.protocol import images as files
+from deployments.protocol.bodies import Ask, Model, check_count, json_object, numbers, unit_range
 
 
 def parse_predict(body: bytes, model: Model, limits: Limits) -> Ask:

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.bodies import Ask, Model, json_object, numbers
 from deployments.config import Limits
 from deployments.errors import BadRequest
 from deployments.policy import Answer
-from deployments.tensors import (
+from deployments.protocol.bodies import Ask, Model, json_object, numbers
+from deployments.protocol.tensors import (
     DATATYPES,
     INPUT,
     check_id,

@@ -26,11 +26,12 @@ from typing import Any, NamedTuple
 import grpc
 from google.protobuf.message import DecodeError
 
-from deployments import grpc_tensors, protocol
-from deployments.catalogue import Catalogue
+from deployments.engine.catalogue import Catalogue
 from deployments.errors import BadRequest, NotFound, PassFailed, TooLarge, Unavailable, UpstreamFailed
-from deployments.grpc_messages import SERVICE, message
+from deployments.grpc import tensors
+from deployments.grpc.messages import SERVICE, message
 from deployments.keys import Keys, Role, Roles
+from deployments.protocol import v2
 from guard.errors import BadSetting
 
 CODES = {
@@ -161,14 +162,14 @@ class Desk:
         return message("ModelReadyResponse")(ready=classifier.ready)
 
     async def server_metadata(self, _call: Call) -> Any:
-        return message("ServerMetadataResponse")(**protocol.render_server(self._version))
+        return message("ServerMetadataResponse")(**v2.render_server(self._version))
 
     async def model_metadata(self, call: Call) -> Any:
-        return grpc_tensors.render_metadata(self._models.find(call.request.name, call.request.version).model)
+        return tensors.render_metadata(self._models.find(call.request.name, call.request.version).model)
 
     async def repository_index(self, call: Call) -> Any:
         models = [(classifier.model, classifier.ready) for classifier in self._models]
-        index = protocol.render_index(models, ready_only=call.request.ready)
+        index = v2.render_index(models, ready_only=call.request.ready)
         return message("RepositoryIndexResponse")(models=index)
 
     async def model_infer(self, call: Call) -> Any:
@@ -187,12 +188,12 @@ class Desk:
                             field="message",
                         )
                     if call.size < (ON_LOOP_RAW if request.raw_input_contents else ON_LOOP_TYPED):
-                        ask = grpc_tensors.parse_infer(request, model, limits)
+                        ask = tensors.parse_infer(request, model, limits)
                     else:
-                        ask = await asyncio.to_thread(grpc_tensors.parse_infer, request, model, limits)
+                        ask = await asyncio.to_thread(tensors.parse_infer, request, model, limits)
                 answer = await classifier.infer(ask.images, live, call.headers)
                 answered = model._replace(version=answer.version or model.version)
-                return grpc_tensors.render_infer(answer, ask, answered)
+                return tensors.render_infer(answer, ask, answered)
 
 
 def _answering(name: str, method: Method, keys: Keys, role: Role | None) -> Callable[[bytes, Any], Awaitable[bytes]]:

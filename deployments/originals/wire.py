@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.errors import UpstreamUnfit
-from deployments.protocol import JSON_LENGTH
+from deployments.protocol.v2 import JSON_LENGTH
 from deployments.upstream import UpstreamSettings
 
 RAW = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}

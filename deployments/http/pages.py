@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
 
-from deployments.headers import page_policy
+from deployments.http.headers import page_policy
 
 TEMPLATE = Path(__file__).with_name("openapi.html")
 

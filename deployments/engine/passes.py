@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deployments.metrics import Metrics
+from deployments.engine.metrics import Metrics
 from deployments.policy import Evidence, Scored
 from guard.types import InputSpec, Verdict
 

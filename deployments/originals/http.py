@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.errors import UpstreamBusy, UpstreamFailed, UpstreamLate, UpstreamRefused, UpstreamUnfit
-from deployments.originals import as_logits
+from deployments.originals.original import as_logits
+from deployments.originals.wire import decode, encode
 from deployments.upstream import UpstreamSettings
-from deployments.wire import decode, encode
 from guard.errors import BadSetting, GuardError
 
 # Larger bodies are made and read in a thread, so that others are answered meanwhile.
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 
 class UpstreamHttp:
-    """See `deployments.originals.Original`. Connections are kept and as many as there are requests under way, which
-    the server in front limits: a slow answer holds nobody else.
+    """See `deployments.originals.original.Original`. Connections are kept and as many as there are requests under way,
+    which the server in front limits: a slow answer holds nobody else.
 
     Args:
         settings: where and how. channels, classes: of the guard's model. transport: for tests.

@@ -1,0 +1,1 @@
+"""A served model, from its queue to its verdict: batches, passes, counters."""

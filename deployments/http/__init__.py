@@ -1,0 +1,1 @@
+"""The HTTP surface: routes, headers, encodings, the OpenAPI document and its page, ``/metrics``."""
