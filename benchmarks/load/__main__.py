@@ -2,9 +2,10 @@
 
 ``python -m benchmarks.load [--seconds 8] [--rounds 3] [--proxy haproxy] [--out load]``
 
-Side by side on one Ray Serve: the bare network (same HTTP, same queue, no guard) and the guard by mmdf in each mode,
-one replica each. Closed loop at several numbers of clients, open loop at fixed rates, one system after the other in
-each round. Writes a page with tables and plots, and the figures as JSON.
+Side by side on one Ray Serve, one replica each: the bare network (same HTTP, same queue, no guard), the guard by mmdf
+in each mode, and in mode flag with the later half of the sites corrected alone (*middle*). Closed loop at several
+numbers of clients, open loop at fixed rates, one system after the other in each round. Writes a page with tables and
+plots, and the figures as JSON.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +41,14 @@ from deployments.serve import running
 from guard.capture import capture
 from guard.versions import versions
 
-SYSTEMS = ("bare", *MODES)
+GUARDED = {mode: ("every", mode) for mode in MODES} | {"middle": ("later half", "flag")}  # name → sites, mode
+SYSTEMS = ("bare", *GUARDED)
 WARM_UP_S = 1.5
 OPEN_USERS = 64
 
 
-def prepare(folder: Path) -> Path:
-    """The guard's artifact, and the requests as files in ``folder``/bodies."""
+def prepare(folder: Path) -> dict[str, Path]:
+    """The artifacts by their sites, and the requests as files in ``folder``/bodies."""
     model, images = network()
     (folder / "bodies").mkdir()
     for index, image in enumerate((images[:100] * 255).round().byte().numpy()):
@@ -53,7 +56,11 @@ def prepare(folder: Path) -> Path:
                   "parameters": {"binary_data_size": image.nbytes}}  # fmt: skip
         head = json.dumps({"inputs": [tensor], "outputs": [{"name": "label"}]}).encode()
         (folder / "bodies" / f"{index:03}.bin").write_bytes(head.ljust(HEAD) + image.tobytes())
-    return artifacts(capture(model, (3, SIZE, SIZE)), images)["mmdf"].save(folder / "resnet18")
+    every = artifacts(capture(model, (3, SIZE, SIZE)), images)["mmdf"]
+    (clips,) = every.networks
+    sites = sorted(clips)
+    half = replace(every, networks=({site: clips[site] for site in sites[len(sites) // 2 :]},))
+    return {"every": every.save(folder / "every"), "later half": half.save(folder / "half")}
 
 
 HEAD = 256  # bytes of JSON in front of the pixels
@@ -164,12 +171,12 @@ def measure(run: Run, url: str, kind: str, loads: list[float], seconds: float, r
 def stages(run: Run, url: str, seconds: float) -> dict[str, dict[str, float]]:
     """Mean milliseconds a request spends in each stage, with one client."""
     found: dict[str, dict[str, float]] = {}
-    for mode in MODES:
-        before = stage_seconds(url, mode)
-        run(infer(mode), users=1, seconds=seconds)
-        after = stage_seconds(url, mode)
+    for system in GUARDED:
+        before = stage_seconds(url, system)
+        run(infer(system), users=1, seconds=seconds)
+        after = stage_seconds(url, system)
         count = after["total"][1] - before["total"][1]
-        found[mode] = {stage: (after[stage][0] - before[stage][0]) / count * 1e3 for stage in after}
+        found[system] = {stage: (after[stage][0] - before[stage][0]) / count * 1e3 for stage in after}
     return found
 
 
@@ -223,10 +230,10 @@ def main(seconds: float, rounds: int, clients: str, rates: str, proxy: Proxy, ou
                 "load": os.getloadavg()[0]}  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        artifact = prepare(folder)
-        first = document(_config(artifact, "flag"), host="127.0.0.1", port=free_port())
+        made = prepare(folder)
+        first = document(_config(made, "flag"), host="127.0.0.1", port=free_port())
         with running(first, proxy=proxy) as server:
-            _serve_beside(artifact)
+            _serve_beside(made)
             run = Run(server.url, folder)
             rows = measure(run, server.url, "closed", [float(n) for n in clients.split(",")], seconds, rounds)
             rows += measure(run, server.url, "open", [float(n) for n in rates.split(",")], seconds, rounds)
@@ -244,12 +251,13 @@ def main(seconds: float, rounds: int, clients: str, rates: str, proxy: Proxy, ou
     click.echo(f"report: {page}", err=True)
 
 
-def _config(artifact: Path, mode: str) -> ServeConfig:
-    model = ModelConfig.model_validate({"artifact": artifact, "name": mode, "mode": mode})
+def _config(made: dict[str, Path], system: str) -> ServeConfig:
+    sites, mode = GUARDED[system]
+    model = ModelConfig.model_validate({"artifact": made[sites], "name": system, "mode": mode})
     return ServeConfig(models=(model,), cpus_per_replica=0.1)
 
 
-def _serve_beside(artifact: Path) -> None:
+def _serve_beside(made: dict[str, Path]) -> None:
     """Each system as an application of its own."""
     from ray import serve
 
@@ -258,7 +266,8 @@ def _serve_beside(artifact: Path) -> None:
 
     targets = [serve.RunTarget(endpoints.bare(), name="bare", route_prefix="/bare")]
     targets += [
-        serve.RunTarget(app.application(_config(artifact, mode)), name=mode, route_prefix=f"/{mode}") for mode in MODES
+        serve.RunTarget(app.application(_config(made, system)), name=system, route_prefix=f"/{system}")
+        for system in GUARDED
     ]
     serve.run_many(targets)
 

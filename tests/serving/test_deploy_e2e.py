@@ -23,10 +23,12 @@ BIN = Path(sys.executable).parent
 
 
 class Cluster:
-    """One head node with a dashboard, and the file that is deployed on it."""
+    """One head node with a dashboard, and the file that is deployed on it: first by `serve deploy`, then, as that
+    command does, by the dashboard's API."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.by_command = True
         self.port, self.dashboard = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
 
@@ -45,9 +47,14 @@ class Cluster:
         ]
         http = {"host": "127.0.0.1", "port": self.port}
         file = self.folder / "guard.yaml"
-        file.write_text(yaml.safe_dump({"applications": applications, "http_options": http}))
+        content = {"applications": applications, "http_options": http}
+        file.write_text(yaml.safe_dump(content))
         address = f"http://127.0.0.1:{self.dashboard}"
-        subprocess.run([BIN / "serve", "deploy", file, "-a", address], check=True, capture_output=True)
+        if self.by_command:
+            subprocess.run([BIN / "serve", "deploy", file, "-a", address], check=True, capture_output=True)
+            self.by_command = False
+            return
+        httpx.put(f"{address}/api/serve/applications/", json=content, timeout=60).raise_for_status()
 
     def status(self) -> dict:
         answer = httpx.get(f"http://127.0.0.1:{self.dashboard}/api/serve/applications/", timeout=30)
