@@ -14,7 +14,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import genpareto, norm
+from scipy.special import ndtr
 
 from guard.errors import ArtifactMismatch, BadData, BadSetting
 
@@ -97,7 +97,7 @@ class Gaussian(NullLaw):
         return cls(len(scores), float(scores.mean()), max(float(scores.std(ddof=1)), 1e-12))
 
     def survival(self, scores: Floats) -> Floats:
-        return np.asarray(norm.sf(scores, self.mean, self.std), dtype=np.float64)
+        return np.asarray(ndtr((self.mean - scores) / self.std), dtype=np.float64)
 
     def _bracket(self) -> tuple[float, float]:
         return self.mean - 8 * self.std, self.mean + 8 * self.std
@@ -193,12 +193,16 @@ class ParetoTail(_Tail):
     @classmethod
     def fit(cls, scores: Floats) -> ParetoTail:
         bulk, start, share, excess = _split(scores)
+        from scipy.stats import genpareto  # not above: it takes a second, and the command line starts here
+
         shape, _, scale = genpareto.fit(excess, floc=0.0)
         if shape < -0.5:  # maximum likelihood is not regular there (Smith 1985): few excesses, an end just past them
             shape, scale = 0.0, excess.mean()
         return cls(len(scores), bulk, start, share, float(scale), float(shape))
 
     def _beyond(self, excess: Floats) -> Floats:
+        from scipy.stats import genpareto
+
         return np.asarray(genpareto.sf(excess, self.shape, scale=self.scale), dtype=np.float64)
 
 

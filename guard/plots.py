@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from guard.detector import Guard
-from guard.evaluate import Evaluation, auroc
+from guard.evaluation import Evaluation, auroc
 
 CLEAN, TRIGGERED, RULE = "#2b6cb0", "#c53030", "#4a5568"
 

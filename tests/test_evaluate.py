@@ -14,7 +14,7 @@ import guard
 from guard.artifact import Artifact
 from guard.data import Data
 from guard.errors import BadInput
-from guard.evaluate import Evaluation, auroc, tpr_at_fpr
+from guard.evaluation import Evaluation, auroc, tpr_at_fpr
 
 
 @pytest.fixture(scope="module")

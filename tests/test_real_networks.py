@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import guard
 from guard.data import Data, as_float
-from guard.evaluate import Evaluation
+from guard.evaluation import Evaluation
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 pytestmark = [

@@ -16,7 +16,7 @@ from guard.capture import Captured, capture
 from guard.config import FitSettings
 from guard.corrections import Clip
 from guard.data import Data
-from guard.fit import fit
+from guard.fitting import fit
 from guard.twin import Twin, build_twin
 
 SIDE = 32

@@ -13,7 +13,7 @@ import guard
 from deployments.demo import digits, traffic
 from deployments.demo.network import train_poisoned
 from guard.data import Data
-from guard.evaluate import Evaluation
+from guard.evaluation import Evaluation
 from guard.progress import Progress
 
 TARGET = 7

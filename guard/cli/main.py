@@ -292,7 +292,7 @@ def score(artifact: str, data: str, out: Path, size: Any, device: str | None) ->
     Columns: index, label, corrected_label, score, p_value (empty where the method has none), flagged.
     """
     import guard
-    from guard.evaluate import run
+    from guard.evaluation import run
     from guard.progress import bars
 
     loaded = guard.load(artifact, device=pick_device(device))
