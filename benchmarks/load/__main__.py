@@ -221,7 +221,7 @@ def noop(run: Run, folder: Path, seconds: float) -> dict[str, float]:
 @click.option("--seconds", default=8.0, show_default=True, help="Of each measurement.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--clients", default="1,8,32", show_default=True, help="Closed loop.")
-@click.option("--rates", default="10,25", show_default=True, help="Open loop, requests a second.")
+@click.option("--rates", default="10,25", show_default=True, help="Open loop, requests a second; empty: none.")
 @click.option("--proxy", type=click.Choice(PROXIES), default="auto", show_default=True)
 @click.option("--out", default="load", show_default=True, type=click.Path(file_okay=False, path_type=Path))
 def main(seconds: float, rounds: int, clients: str, rates: str, proxy: Proxy, out: Path) -> None:
@@ -235,8 +235,8 @@ def main(seconds: float, rounds: int, clients: str, rates: str, proxy: Proxy, ou
         with running(first, proxy=proxy) as server:
             _serve_beside(made)
             run = Run(server.url, folder)
-            rows = measure(run, server.url, "closed", [float(n) for n in clients.split(",")], seconds, rounds)
-            rows += measure(run, server.url, "open", [float(n) for n in rates.split(",")], seconds, rounds)
+            rows = measure(run, server.url, "closed", [float(n) for n in clients.split(",") if n], seconds, rounds)
+            rows += measure(run, server.url, "open", [float(n) for n in rates.split(",") if n], seconds, rounds)
             figures = {
                 "command": re.sub(r"\S*/", "", " ".join(["python -m benchmarks.load", *sys.argv[1:]])),
                 "proxy": server.proxy,

@@ -81,6 +81,8 @@ def _line(row: Row) -> str:
 
 
 def _plot(path: Path, rows: list[Row]) -> None:
+    if not rows:
+        return
     import matplotlib
 
     matplotlib.use("agg")
