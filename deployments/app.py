@@ -108,7 +108,7 @@ class ClassifierReplica:
 
 @serve.ingress()
 class MetricsReplica:
-    """The merged series of all replicas of this node."""
+    """The merged series of all replicas of this node, and the watch over them."""
 
     def __init__(self, folder: Path, keys: dict[str, Any]) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -117,8 +117,9 @@ class MetricsReplica:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         from deployments.http.exposition import build_metrics_app
+        from deployments.watch.watch import Watch
 
-        return build_metrics_app(self._folder, self._keys)
+        return build_metrics_app(Watch(self._folder), self._keys)
 
 
 class MetricsSettings(Settings):

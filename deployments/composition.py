@@ -103,9 +103,9 @@ class GuardedReplica:
         set in their environment, else of the one replica that answers."""
         from prometheus_client import generate_latest
 
-        from deployments.http.exposition import merged
+        from deployments.watch.watch import merged
 
-        return generate_latest(self._registry) if self._folder is None else merged(Path(self._folder))
+        return generate_latest(self._registry if self._folder is None else merged(Path(self._folder)))
 
     async def ready(self) -> bool:
         """Whether it can answer; an ``upstream`` may come later."""

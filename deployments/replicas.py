@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 import guard
 from deployments.config import ModelConfig
 from deployments.engine.classifier import Classifier
-from deployments.engine.metrics import Metrics, score_buckets
+from deployments.engine.metrics import Metrics, input_buckets, score_buckets
 from deployments.engine.served import AnyServed
 from deployments.engine.wrapped import Wrapped
 from deployments.originals.http import UpstreamHttp
@@ -40,6 +40,8 @@ def classifier_for(
         loaded.classes,
         registry=CollectorRegistry() if registry is None else registry,
         score_buckets=score_buckets(loaded.manifest),
+        brightness_buckets=input_buckets(loaded.manifest, "brightness"),
+        contrast_buckets=input_buckets(loaded.manifest, "contrast"),
     )
     if config.upstream is not None:
         upstream = UpstreamHttp(config.upstream, channels=loaded.spec.channels, classes=len(loaded.classes))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from guard.checks import accuracy, check_accuracy, names
 from guard.config import FitSettings
 from guard.data import batches, check_images, check_labels
 from guard.detector import join
+from guard.drift import brightness_and_contrast
 from guard.errors import BadSetting
 from guard.methods import METHODS
 from guard.progress import Progress, silent
@@ -75,6 +77,7 @@ def fit(
         **fitted.rule.to_manifest(),
         "fit": {
             "images": len(images),
+            "inputs": _inputs(images),
             "images_per_class": torch.bincount(labels, minlength=captured.classes).tolist(),
             **fitted.report,
         },
@@ -89,6 +92,17 @@ def fit(
         "seconds": round(time.perf_counter() - begun, 2),
     }
     return artifact
+
+
+def _inputs(images: Tensor) -> dict[str, list[float]]:
+    """Brightness and contrast of the clean images, as 51 evenly spaced quantiles each: what serving compares with."""
+    grid = np.linspace(0.0, 1.0, 51)
+    features = [brightness_and_contrast(batch.numpy()) for batch in batches(images, 256)]
+    columns = (np.concatenate(column) for column in zip(*features, strict=True))
+    return {
+        name: [float(f"{value:.4g}") for value in np.quantile(column, grid)]
+        for name, column in zip(("brightness", "contrast"), columns, strict=True)
+    }
 
 
 def _run(captured: Captured, images: Tensor, settings: FitSettings) -> Tensor:

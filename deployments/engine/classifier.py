@@ -113,7 +113,7 @@ class Classifier(Served[Job, Scored]):
     def _settle(self, slot: Slot, scored: Scored) -> None:
         """Count the verdict of one request and answer it."""
         if not slot.abandoned:
-            self._count_verdict(slot.item.live, scored)
+            self._count_verdict(slot.item.live, scored, slot.item.images)
             slot.resolve(scored)
 
     def _fail(self, slot: Slot, stage: str, scored: Scored | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter as Counts
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from deployments.config import MODES
+from deployments.series import CLASSES, OTHER, SERIES, TENTHS
+from guard.drift import brightness_and_contrast
 
 VERDICTS = ("clean", "flagged", "error", "skipped")
 STAGES = ("decode", "queue", "original", "upstream", "corrected", "statistic", "total")
@@ -32,10 +35,8 @@ FAILURES = (
     ("statistic", "open"),
     ("statistic", "closed"),
 )
-SECONDS = (*(digit * 10.0**power for power in range(-5, 1) for digit in (1, 2.5, 5)), 10.0)
-P_VALUES = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 MAGNITUDES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+EVENTS = ("sent", "dropped", "failed")
 SCORES = (*(-size for size in reversed(MAGNITUDES)), 0.0, *MAGNITUDES)
 
 
@@ -55,56 +56,50 @@ class Metrics:
         *,
         registry: CollectorRegistry,
         score_buckets: Sequence[float] = SCORES,
+        brightness_buckets: Sequence[float] = (),
+        contrast_buckets: Sequence[float] = (),
     ) -> None:
         self._classes = classes
+        self._own = {*classes} if len(classes) <= CLASSES else {OTHER}  # labels of predicted_class
         self._score_bounds = (min(score_buckets), max(score_buckets))
+        self.bounds = {
+            "score": tuple(score_buckets),
+            "brightness": tuple(brightness_buckets or TENTHS),
+            "contrast": tuple(contrast_buckets or TENTHS),
+        }
 
-        def counter(name: str, text: str, *labels: str) -> Callable[..., Counter]:
-            return cache(partial(Counter(name, text, ("model", *labels), registry=registry).labels, model))
+        def counter(name: str) -> Callable[..., Counter]:
+            return lookup(Counter, name)
 
-        def histogram(name: str, text: str, buckets: Sequence[float], *labels: str) -> Callable[..., Histogram]:
-            family = Histogram(name, text, ("model", *labels), registry=registry, buckets=buckets)
+        def histogram(name: str, buckets: Sequence[float] = ()) -> Callable[..., Histogram]:
+            return lookup(Histogram, name, buckets=buckets or SERIES[name].buckets)
+
+        def gauge(name: str) -> Callable[..., Gauge]:
+            return lookup(Gauge, name, multiprocess_mode="livemostrecent")
+
+        def lookup(kind: Callable[..., Any], name: str, **more: Any) -> Callable[..., Any]:
+            series = SERIES[name]
+            family = kind(name, series.text, ("model", *series.labels), registry=registry, **more)
             return cache(partial(family.labels, model))
 
-        def gauge(name: str, text: str, *labels: str) -> Callable[..., Gauge]:
-            family = Gauge(name, text, ("model", *labels), registry=registry, multiprocess_mode="livemostrecent")
-            return cache(partial(family.labels, model))
-
-        self.requests = counter(
-            "guard_requests_total",
-            "Requests, by what was found (error: no verdict; skipped: not in the sample).",
-            "mode",
-            "verdict",
-        )
-        self.inputs = counter(
-            "guard_inputs_total",
-            "Images, by what was found (error: no verdict; skipped: not in the sample).",
-            "verdict",
-        )
-        self.flagged = counter(
-            "guard_flagged_total", "Flagged images, by the original network's class.", "predicted_class"
-        )
-        self.corrected = counter("guard_corrected_total", "Flagged images answered by the corrected network.")
-        self.rejected = counter("guard_rejected_total", "Flagged images answered without a label.")
-        self.failures = counter(
-            "guard_failures_total", "Requests that a stage failed (open: answered unguarded).", "stage", "outcome"
-        )
-        self.score = histogram(
-            "guard_score",
-            "Logits, larger is more suspicious. mmdf: margin change S. bna: by how much another class is preferred.",
-            score_buckets,
-        )
-        self.p_value = histogram(
-            "guard_p_value", "Chance of a score as large on a clean image (mmdf; bna has none).", P_VALUES
-        )
-        self.stage_seconds = histogram("guard_stage_seconds", "Time in a stage of the answer.", SECONDS, "stage")
-        self.batch_size = histogram("guard_batch_size", "Images in a pass.", SIZES)
-        self._threshold = gauge("guard_threshold", "An image is flagged when its p-value is below this (mmdf).")
-        self._nominal = gauge("guard_nominal_false_positive_ratio", "Share of clean images that guard_threshold flags.")
-        self._calibrated = gauge("guard_calibrated_timestamp_seconds", "When the artifact was fitted, Unix time.")
-        self._artifact = gauge(
-            "guard_artifact_info", "The artifact that serves: 1.", "method", "fingerprint", "version"
-        )
+        self.requests = counter("guard_requests_total")
+        self.inputs = counter("guard_inputs_total")
+        self.predicted = counter("guard_predicted_total")
+        self.flagged = counter("guard_flagged_total")
+        self.corrected = counter("guard_corrected_total")
+        self.rejected = counter("guard_rejected_total")
+        self.failures = counter("guard_failures_total")
+        self.events = counter("guard_events_total")
+        self.score = histogram("guard_score", score_buckets)
+        self.p_value = histogram("guard_p_value")
+        self.stage_seconds = histogram("guard_stage_seconds")
+        self.batch_size = histogram("guard_batch_size")
+        self.brightness = histogram("guard_input_brightness", self.bounds["brightness"])
+        self.contrast = histogram("guard_input_contrast", self.bounds["contrast"])
+        self._threshold = gauge("guard_threshold")
+        self._nominal = gauge("guard_nominal_false_positive_ratio")
+        self._calibrated = gauge("guard_calibrated_timestamp_seconds")
+        self._artifact = gauge("guard_artifact_info")
         self._served: Gauge | None = None
         self._start_at_zero()
 
@@ -114,13 +109,18 @@ class Metrics:
                 self.requests(mode, verdict)
         for verdict in VERDICTS:
             self.inputs(verdict)
-        for name in self._classes:
-            self.flagged(name)
+        for label in self._own:
+            self.flagged(label)
+            self.predicted(label)
         for stage, outcome in FAILURES:
             self.failures(stage, outcome)
         for stage in STAGES:
             self.stage_seconds(stage)
+        for outcome in EVENTS:
+            self.events(outcome)
         for series in (self.corrected, self.rejected, self.score, self.p_value, self.batch_size):
+            series()
+        for series in (self.brightness, self.contrast):
             series()
 
     def artifact(
@@ -150,13 +150,39 @@ class Metrics:
         finally:
             self.stage_seconds(name).observe(time.perf_counter() - started)
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The values of ``predicted_class`` so far."""
+        return tuple(sorted(self._own))
+
+    def images(self, images: NDArray[np.float32]) -> None:
+        """Observe brightness and contrast of the images [n, C, H, W] of one request."""
+        brightness, contrast = brightness_and_contrast(images)
+        for value in brightness.tolist():
+            self.brightness().observe(value)
+        for value in contrast.tolist():
+            self.contrast().observe(value)
+
     def verdicts(self, label: NDArray[np.int64], flagged: NDArray[np.bool_]) -> None:
         """Count the images of one request: label, flagged [n]."""
         count = int(flagged.sum())
         self.inputs("flagged").inc(count)
         self.inputs("clean").inc(len(flagged) - count)
-        for index in label[flagged]:
-            self.flagged(self._classes[index]).inc()
+        labels = [self._class_label(index, bool(flag)) for index, flag in zip(label, flagged, strict=True)]
+        for name, number in Counts(labels).items():
+            self.predicted(name).inc(number)
+        for name, number in Counts(name for name, flag in zip(labels, flagged, strict=True) if flag).items():
+            self.flagged(name).inc(number)
+
+    def _class_label(self, index: int, flagged: bool) -> str:
+        """What predicted_class says of a class: its name while there are few, else from its first flagged image on."""
+        name = self._classes[index]
+        if name in self._own:
+            return name
+        if flagged and len(self._own) <= CLASSES:
+            self._own.add(name)
+            return name
+        return OTHER
 
     def statistics(self, score: NDArray[np.float64], p_value: NDArray[np.float64] | None) -> None:
         """Observe score and, if any, p-value [n].
@@ -168,6 +194,14 @@ class Metrics:
             self.score().observe(value if math.isfinite(value) else low if value < 0 else high + 1)
         for value in () if p_value is None else p_value.tolist():
             self.p_value().observe(value)
+
+
+def input_buckets(manifest: Mapping[str, Any], feature: str) -> tuple[float, ...]:
+    """Tenths of the clean images by brightness or contrast; empty where the artifact does not record them."""
+    quantiles = manifest.get("fit", {}).get("inputs", {}).get(feature, ())
+    if not quantiles:
+        return ()
+    return tuple(sorted({float(f"{value:.4g}") for value in np.quantile(quantiles, np.linspace(0.1, 0.9, 9))}))
 
 
 def score_buckets(manifest: Mapping[str, Any]) -> tuple[float, ...]:

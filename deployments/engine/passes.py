@@ -41,6 +41,7 @@ class Guard(Protocol):
     eager: bool
     fingerprint: str
     created_at: str
+    manifest: dict[str, Any]
 
     @property
     def rule(self) -> Router: ...

@@ -7,11 +7,13 @@ How images become logits and evidence is the subclass's: `deployments.engine.cla
 from __future__ import annotations
 
 import logging
+import os
 import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -25,6 +27,7 @@ from deployments.errors import NoVerdict
 from deployments.policy import Answer, Scored
 from deployments.protocol.bodies import Model
 from deployments.settings import checked
+from deployments.watch.facts import facts_of
 from guard.errors import BadArtifact, BadSetting
 
 log = logging.getLogger(__name__)
@@ -121,6 +124,20 @@ class Served(ABC, Generic[J, R]):
             threshold=self._threshold,
             created_at=guard.created_at,
         )
+        self._tell()
+
+    def _tell(self) -> None:
+        """Tell the watch over all replicas, where there is one, what serves."""
+        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        if folder is not None and self.guard.manifest:
+            facts_of(
+                self.guard.manifest,
+                model=self.config.name,
+                version=self.model.version,
+                threshold=self._threshold,
+                labels=self.metrics.labels,
+                bounds=self.metrics.bounds,
+            ).write(Path(folder))
 
     @property
     def _threshold(self) -> float | None:
@@ -155,6 +172,7 @@ class Served(ABC, Generic[J, R]):
         try:
             self.live = checked(Live, values)
             self.metrics.threshold(self._threshold)
+            self._tell()
         except BadSetting as error:
             log.error("the settings stay as they were: %s", error)
 
@@ -181,8 +199,8 @@ class Served(ABC, Generic[J, R]):
         self.metrics.requests(live.mode, "skipped").inc()
         self.metrics.inputs("skipped").inc(size)
 
-    def _count_verdict(self, live: Live, scored: Scored) -> None:
-        """The verdict of one request."""
+    def _count_verdict(self, live: Live, scored: Scored, images: NDArray[np.float32]) -> None:
+        """The verdict of one request, on images [n, C, H, W]."""
         mode, evidence = live.mode, scored.evidence
         if evidence is None:
             raise ValueError("evidence: a verdict is counted once it is there")
@@ -190,6 +208,7 @@ class Served(ABC, Generic[J, R]):
         self.metrics.requests(mode, "flagged" if flagged else "clean").inc()
         self.metrics.verdicts(scored.label, evidence.flagged)
         self.metrics.statistics(evidence.score, evidence.p_value)
+        self.metrics.images(images)
         if mode == "reject":
             self.metrics.rejected().inc(flagged)
         elif mode == "correct":

@@ -122,7 +122,7 @@ class Wrapped(Served[Half, Corrected]):
         elif live.mode == "observe":
             self._follow(images, live, scored)
         else:
-            scored = self._judge(live, scored, await self._suspects(images, scored.logits))
+            scored = self._judge(live, scored, images, await self._suspects(images, scored.logits))
         return policy.decide(scored, live)
 
     async def _beside(self, images: NDArray[np.float32], live: Live, headers: Mapping[str, str]) -> Scored:
@@ -130,7 +130,7 @@ class Wrapped(Served[Half, Corrected]):
         branch = asyncio.create_task(self._branch(images, None))
         try:
             scored = await self._ask(images, headers)
-            return self._judge(live, scored, await branch)
+            return self._judge(live, scored, images, await branch)
         finally:
             branch.cancel()
 
@@ -179,13 +179,13 @@ class Wrapped(Served[Half, Corrected]):
         """Find the verdict after the answer; there are no more of these than the queue holds."""
 
         async def verdict() -> None:
-            self._judge(live, scored, await self._suspects(images, scored.logits))
+            self._judge(live, scored, images, await self._suspects(images, scored.logits))
 
         task = asyncio.create_task(verdict())
         self._verdicts.add(task)
         task.add_done_callback(self._verdicts.discard)
 
-    def _judge(self, live: Live, scored: Scored, branch: Corrected | Lost) -> Scored:
+    def _judge(self, live: Live, scored: Scored, images: NDArray[np.float32], branch: Corrected | Lost) -> Scored:
         """The verdict on one request, counted; or what ``on_failure`` says where there is none."""
         if isinstance(branch, Corrected):
             try:
@@ -194,7 +194,7 @@ class Wrapped(Served[Half, Corrected]):
                 branch = Lost("statistic", error)
             else:
                 scored = scored._replace(evidence=evidence, version=branch.passes.version)
-                self._count_verdict(live, scored)
+                self._count_verdict(live, scored, images)
                 return scored
         if isinstance(branch.error, ShuttingDown) and live.mode != "observe":
             raise branch.error

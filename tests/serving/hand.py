@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ class HandGuard:
     eager = False
     fingerprint = "0123456789abcdef" * 4
     created_at = CREATED_AT
+    manifest: ClassVar[dict] = {}
 
     def __init__(self, **fail: float) -> None:
         self.fail = fail

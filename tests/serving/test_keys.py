@@ -18,6 +18,7 @@ from deployments.http.exposition import build_metrics_app
 from deployments.http.headers import STRICT, SafeHeaders, page_policy
 from deployments.http.ingress import build_http_app
 from deployments.keys import Keys, KeySettings, parse_file, parse_variable
+from deployments.watch.watch import Watch
 from guard.errors import BadSetting
 
 ASK, SCORES, ADMIN = "ask-0123456789abcdef", "scores-0123456789abcdef", "admin-0123456789abcdef"
@@ -263,11 +264,11 @@ def test_the_facts_of_the_artifact_are_for_administration(server, make_classifie
 
 def test_metrics_are_for_administration(tmp_path) -> None:
     """401 without a key, 403 with a lesser one; open without keys."""
-    with Client(build_metrics_app(tmp_path, keys())) as client:
+    with Client(build_metrics_app(Watch(tmp_path), keys())) as client:
         assert client.get("/metrics").status_code == 401
         assert client.get("/metrics", headers={"x-api-key": SCORES}).status_code == 403
         assert client.get("/metrics", headers={"authorization": f"Bearer {ADMIN}"}).status_code == 200
-    with Client(build_metrics_app(tmp_path)) as client:
+    with Client(build_metrics_app(Watch(tmp_path))) as client:
         assert client.get("/metrics").status_code == 200
 
 

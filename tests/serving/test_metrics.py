@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from deployments.engine.metrics import Metrics, score_buckets
-from deployments.http.exposition import merged
+from deployments.watch.watch import merged
 
 REPLICA = """
 import os, sys, time
 import numpy as np
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from deployments.engine.metrics import Metrics
 metrics = Metrics("m", ["ant", "bee"], registry=CollectorRegistry())
 metrics.artifact(method="mmdf", fingerprint="f", version="1", threshold=0.005, created_at="2026-11-21T09:00:00+00:00")
@@ -60,7 +60,7 @@ def test_two_processes_and_a_crash_add_up(tmp_path: Path) -> None:
     try:
         second.kill()
         second.communicate()
-        found = samples(merged(tmp_path))
+        found = samples(generate_latest(merged(tmp_path)))
     finally:
         first.communicate()
     assert found["guard_requests_total", "flag", "m", "clean"] == 7

@@ -1,0 +1,120 @@
+"""What the watch over all replicas must know of a served artifact, beside the counters: a small JSON file a model.
+
+Replicas write it where their counters lie, whenever an artifact or a threshold takes effect; all write the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from deployments.settings import Settings
+from guard.null import law_from_json
+
+FOLDER = "models"
+
+
+class Shape(Settings):
+    """How a quantity lies on the clean set. shares: of clean images in each bin that ends at a bound, and above the
+    last; they sum to 1. images: how many there were."""
+
+    bounds: tuple[float, ...]
+    shares: tuple[float, ...]
+    images: int
+
+
+class Facts(Settings):
+    """Of one served model.
+
+    labels: values of ``predicted_class``. nominal: label → share of its clean images that are flagged, where they ever
+    are. support: the smallest p-value that the clean set supports; None where there are none. score_limit: the score
+    above which an image is flagged. score, brightness, contrast: None where the artifact does not say.
+    """
+
+    model: str
+    version: str
+    method: str
+    fingerprint: str
+    calibrated_at: str
+    labels: tuple[str, ...]
+    nominal: dict[str, float]
+    threshold: float | None = None
+    support: float | None = None
+    score_limit: float | None = None
+    score: Shape | None = None
+    brightness: Shape | None = None
+    contrast: Shape | None = None
+    quarantine: str | None = Field(default=None, description="The folder where flagged images are kept.")
+
+    def write(self, folder: Path) -> None:
+        """Into ``folder``/models, whole or not at all."""
+        place = folder / FOLDER
+        place.mkdir(mode=0o700, exist_ok=True)
+        draft = place / f".{self.model}.{os.getpid()}"
+        draft.write_text(self.model_dump_json())
+        draft.replace(place / f"{self.model}.json")
+
+
+def read_facts(folder: Path) -> dict[str, Facts]:
+    """Every model's, by name."""
+    found = (Facts.model_validate(json.loads(path.read_text())) for path in (folder / FOLDER).glob("*.json"))
+    return {facts.model: facts for facts in found}
+
+
+def facts_of(
+    manifest: Mapping[str, Any],
+    *,
+    model: str,
+    version: str,
+    threshold: float | None,
+    labels: Sequence[str],
+    bounds: Mapping[str, Sequence[float]],
+) -> Facts:
+    """Of the artifact with this manifest. threshold: the p-value in force. labels: of ``predicted_class``. bounds: the
+    buckets of score, brightness and contrast."""
+    fit = manifest.get("fit", {})
+    images, inputs = int(fit.get("images", 0)), fit.get("inputs", {})
+    return Facts(
+        model=model,
+        version=version,
+        method=manifest["method"],
+        fingerprint=manifest["fingerprint"],
+        calibrated_at=manifest["created_at"],
+        labels=tuple(labels),
+        nominal=nominal_ratios(manifest, labels, threshold),
+        threshold=threshold,
+        support=None if threshold is None else manifest["threshold"]["p_value_support"],
+        score_limit=0.0 if threshold is None else law_from_json(manifest["null"]).threshold(threshold),
+        score=shape(bounds["score"], fit.get("scores"), images),
+        brightness=shape(bounds["brightness"], inputs.get("brightness"), images),
+        contrast=shape(bounds["contrast"], inputs.get("contrast"), images),
+    )
+
+
+def shape(bounds: Sequence[float], clean: Sequence[float] | None, images: int) -> Shape | None:
+    """``clean``: a sample, or evenly spaced quantiles, of the quantity on the clean set; None where unknown."""
+    if not clean or images < 1:
+        return None
+    values = np.sort(np.asarray(clean, dtype=np.float64))
+    below = np.searchsorted(values, bounds, side="right") / len(values)
+    shares = np.diff(np.concatenate([[0.0], below, [1.0]]))
+    return Shape(bounds=tuple(bounds), shares=tuple(shares.tolist()), images=images)
+
+
+def nominal_ratios(manifest: Mapping[str, Any], labels: Sequence[str], threshold: float | None) -> dict[str, float]:
+    """Label → share of its clean images that are flagged: the threshold for each class where there are p-values, else
+    what the fit measured for the corrected classes, with the doubt of few images."""
+    if threshold is not None:
+        return dict.fromkeys(labels, threshold)
+    fit = manifest.get("fit", {})
+    ratios = {}
+    for target, facts in fit.get("targets", {}).items():
+        images = max(int(fit["images_per_class"][int(target)]), 1)
+        ratios[str(manifest["classes"][int(target)])] = (facts["fpr_target"] * images + 1) / (images + 2)
+    return ratios

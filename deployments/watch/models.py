@@ -1,0 +1,172 @@
+"""What is watched of one model: evidence of an attack, drift, and how both went."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deployments.series import P_VALUES
+from deployments.watch.counters import Counters, Histogram
+from deployments.watch.facts import Facts, Shape
+from guard.drift import Window
+from guard.evidence import Bets, Evidence, power_bets, share_bets
+
+Values = NDArray[np.float64]
+FEATURES = ("brightness", "contrast")
+
+
+class Moment(NamedTuple):
+    """What has been counted so far. bins: by p-value; None where there are none. shapes: of score, brightness,
+    contrast."""
+
+    bins: Values | None
+    flagged: dict[str, float]
+    predicted: dict[str, float]
+    shapes: dict[str, Values]
+
+
+class Watched:
+    """One model, from its first look on: what came before is no evidence, since nobody knows when it came."""
+
+    def __init__(self, facts: Facts, *, every_s: float, keep_s: float = 1800.0) -> None:
+        self.history: deque[dict[str, float]] = deque(maxlen=int(keep_s / every_s))
+        self._before: Moment | None = None
+        self._take(facts)
+
+    def _take(self, facts: Facts) -> None:
+        """Begin anew: of another artifact or threshold nothing is known yet."""
+        self.facts = facts
+        everything: Bets | None = None
+        if facts.support is not None:
+            everything = power_bets(P_VALUES, least=facts.support)
+        self.evidence = Evidence(everything, {label: share_bets(share) for label, share in facts.nominal.items()})
+        self._windows: dict[str, Window] = {}
+
+    def look(self, counters: Counters, facts: Facts, now: float) -> None:
+        """Take in what was counted since the last look."""
+        moment = _moment(counters)
+        if facts != self.facts:
+            self._take(facts)
+        elif self._before is not None:
+            self._update(self._before, moment)
+        self._before = moment
+        self.history.append(
+            {
+                "time": now,
+                "evidence": self.evidence.value,
+                "images": sum(moment.predicted.values()),
+                "flagged": sum(moment.flagged.values()),
+            }
+        )
+
+    def _update(self, before: Moment, after: Moment) -> None:
+        def new(key: str, what: str) -> float:
+            return float(max(getattr(after, what)[key] - getattr(before, what).get(key, 0.0), 0.0))
+
+        bins = None
+        if before.bins is not None and after.bins is not None:
+            bins = np.maximum(after.bins - before.bins, 0.0)
+        self.evidence.update(
+            bins,
+            {key: new(key, "flagged") for key in after.flagged},
+            {key: new(key, "predicted") for key in after.predicted},
+        )
+        for name, counts in after.shapes.items():
+            window = self._windows.setdefault(name, Window(len(counts)))
+            window.update(np.maximum(counts - before.shapes.get(name, np.zeros(len(counts))), 0.0))
+
+    def drift(self, name: str) -> float | None:
+        """Of "score", "brightness" or "contrast": see `guard.drift.Window.excess`; None while it is not known."""
+        clean: Shape | None = getattr(self.facts, name)
+        window = self._windows.get(name)
+        if clean is None or window is None:
+            return None
+        if name != "score":
+            return window.excess(np.asarray(clean.shares), clean.images)
+        kept = _unflagged(clean, self.facts.score_limit)
+        shares = np.asarray(clean.shares)[:kept]
+        return window.first(kept).excess(shares / shares.sum(), clean.images)
+
+
+def _moment(counters: Counters) -> Moment:
+    shapes = {}
+    for name, series in (("score", "guard_score"), *((one, f"guard_input_{one}") for one in FEATURES)):
+        histogram = counters.histogram(series)
+        if histogram is not None:
+            shapes[name] = histogram.counts
+    p_values = counters.histogram("guard_p_value")
+    return Moment(
+        None if p_values is None else _folded(p_values),
+        {label: value for (label,), value in counters.by("guard_flagged_total", "predicted_class").items()},
+        {label: value for (label,), value in counters.by("guard_predicted_total", "predicted_class").items()},
+        shapes,
+    )
+
+
+def _folded(p_values: Histogram) -> Values:
+    """Without the bin above 1, where no p-value is."""
+    return p_values.counts[: len(P_VALUES)]
+
+
+def _unflagged(shape: Shape, limit: float | None) -> int:
+    """How many bins hold only scores that are not flagged."""
+    return sum(1 for _ in itertools.takewhile(lambda bound: limit is None or bound <= limit, shape.bounds))
+
+
+def summary(watched: Watched, counters: Counters) -> dict[str, Any]:
+    """What the built-in page shows of a model."""
+    facts = watched.facts
+    flagged = counters.by("guard_flagged_total", "predicted_class")
+    predicted = counters.by("guard_predicted_total", "predicted_class")
+    evidence = watched.evidence.by_class
+    return {
+        "model": facts.model,
+        "version": facts.version,
+        "method": facts.method,
+        "fingerprint": facts.fingerprint,
+        "calibrated_at": facts.calibrated_at,
+        "threshold": facts.threshold,
+        "evidence": watched.evidence.value,
+        "drift": {name: watched.drift(name) for name in ("score", *FEATURES)},
+        "requests": _table(counters.by("guard_requests_total", "mode", "verdict"), "mode", "verdict"),
+        "inputs": _table(counters.by("guard_inputs_total", "verdict"), "verdict"),
+        "failures": _table(counters.by("guard_failures_total", "stage", "outcome"), "stage", "outcome"),
+        "corrected": counters.value("guard_corrected_total") or 0.0,
+        "rejected": counters.value("guard_rejected_total") or 0.0,
+        "classes": [
+            {
+                "label": label,
+                "predicted": predicted.get((label,), 0.0),
+                "flagged": flagged.get((label,), 0.0),
+                "evidence": evidence.get(label, 0.0),
+            }
+            for (label,) in sorted(predicted)
+        ],
+        "score": _picture(counters.histogram("guard_score"), facts.score) | {"limit": facts.score_limit},
+        "p_value": _picture(counters.histogram("guard_p_value"), None),
+        "stages": {
+            stage: _picture(counters.histogram("guard_stage_seconds", stage=stage), None)
+            for (stage,) in counters.by("guard_stage_seconds_count", "stage")
+        },
+        "history": list(watched.history),
+    }
+
+
+def _table(values: dict[tuple[str, ...], float], *names: str) -> list[dict[str, Any]]:
+    return [dict(zip(names, key, strict=True)) | {"count": value} for key, value in sorted(values.items())]
+
+
+def _picture(histogram: Histogram | None, clean: Shape | None) -> dict[str, Any]:
+    """bounds without the infinite one, counts [B], sum, and the clean set's shares [B] where they are known."""
+    if histogram is None:
+        return {"bounds": [], "counts": [], "sum": 0.0, "clean": None}
+    return {
+        "bounds": histogram.bounds[:-1].tolist(),
+        "counts": histogram.counts.tolist(),
+        "sum": histogram.total,
+        "clean": None if clean is None else list(clean.shares),
+    }

@@ -1,0 +1,127 @@
+"""The watch: looks at the counters of all replicas at a steady pace, and exports what it makes of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from deployments.series import SERIES
+from deployments.watch.counters import counters
+from deployments.watch.facts import read_facts
+from deployments.watch.models import FEATURES, Watched, summary
+
+EVERY_S = 1.0
+log = logging.getLogger(__name__)
+
+
+class Watch:
+    """Over the replicas that write their counters into ``folder``. Its methods may be called from any thread."""
+
+    def __init__(self, folder: Path, *, every_s: float = EVERY_S) -> None:
+        self._folder = folder
+        self._every_s = every_s
+        self._watched: dict[str, Watched] = {}
+        self._lock = threading.Lock()
+        self._ending = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Look every ``every_s`` seconds, in a thread of its own."""
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._ending.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ending.wait(self._every_s):
+            try:
+                self.look()
+            except Exception:
+                log.exception("a look at the counters failed; the next one follows")
+
+    def look(self) -> None:
+        """Take in what was counted since the last look."""
+        now, facts = time.time(), read_facts(self._folder)
+        found = counters(merged(self._folder))
+        with self._lock:
+            for name, one in facts.items():
+                if name not in found:
+                    continue
+                if name not in self._watched:
+                    self._watched[name] = Watched(one, every_s=self._every_s)
+                self._watched[name].look(found[name], one, now)
+
+    def render(self) -> bytes:
+        """The text format: what the replicas counted, and what the watch makes of it."""
+        with self._lock:
+            families = self._families()
+        text = "".join(generate_latest(_Fixed(family)).decode() for family in families)
+        return generate_latest(merged(self._folder)) + text.encode()
+
+    def _families(self) -> list[GaugeMetricFamily]:
+        def family(name: str) -> GaugeMetricFamily:
+            return GaugeMetricFamily(name, SERIES[name].text, labels=["model", *SERIES[name].labels])
+
+        evidence, by_class = family("guard_attack_evidence"), family("guard_class_evidence")
+        score, inputs = family("guard_score_drift"), family("guard_input_drift")
+        for name, watched in sorted(self._watched.items()):
+            evidence.add_metric([name], watched.evidence.value)
+            for label, value in watched.evidence.by_class.items():
+                by_class.add_metric([name, label], value)
+            if (drift := watched.drift("score")) is not None:
+                score.add_metric([name], drift)
+            for feature in FEATURES:
+                if (drift := watched.drift(feature)) is not None:
+                    inputs.add_metric([name, feature], drift)
+        return [evidence, by_class, score, inputs]
+
+    def state(self) -> dict[str, Any]:
+        """What the built-in page shows."""
+        found = counters(merged(self._folder))
+        with self._lock:
+            models = [summary(watched, found[name]) for name, watched in sorted(self._watched.items()) if name in found]
+        return {"time": time.time(), "models": models}
+
+
+class _Fixed(CollectorRegistry):
+    """A registry of one family that is ready."""
+
+    def __init__(self, family: GaugeMetricFamily) -> None:
+        super().__init__()
+        self._family = family
+
+    def collect(self) -> Any:
+        return [self._family]
+
+
+def merged(folder: Path) -> CollectorRegistry:
+    """The series of all processes that wrote into ``folder``. Gauges of dead processes are forgotten."""
+    for path in folder.glob("gauge_live*.db"):
+        found = re.search(r"_(\d+)\.db$", path.name)
+        if found and not _running(int(found.group(1))):
+            mark_process_dead(int(found.group(1)), path=str(folder))  # type: ignore[no-untyped-call]
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(folder))  # type: ignore[no-untyped-call]
+    return registry
+
+
+def _running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
