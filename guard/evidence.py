@@ -97,12 +97,23 @@ class Evidence:
 
     Args:
         everything: bets on bins of all images; None where there are no p-values to bin. by_class: label → bets on (not
-            flagged, flagged) of the images predicted as it; classes whose images are never flagged are left out.
+            flagged, flagged) of the images predicted as it; classes whose images are never flagged are left out. new:
+            bets on a class that turns up later, from the update after that: it may be here because it was flagged.
+            most: how many classes there may be in the end, by default those known now.
     """
 
-    def __init__(self, everything: Bets | None, by_class: Mapping[str, Bets]) -> None:
+    def __init__(
+        self,
+        everything: Bets | None,
+        by_class: Mapping[str, Bets],
+        *,
+        new: Bets | None = None,
+        most: int | None = None,
+    ) -> None:
         self._everything = None if everything is None else Detector(everything)
         self._classes = {label: Detector(bets) for label, bets in by_class.items()}
+        self._new = new
+        self._price = float(np.log(max(most or 0, len(by_class), 1)))
 
     def update(self, counts: Values | None, flagged: Mapping[str, float], predicted: Mapping[str, float]) -> None:
         """What came since the last update.
@@ -115,11 +126,14 @@ class Evidence:
         for label, detector in self._classes.items():
             hits = flagged.get(label, 0.0)
             detector.update(np.array([max(predicted.get(label, 0.0) - hits, 0.0), hits]))
+        if self._new is not None:
+            for label in predicted.keys() - self._classes.keys():
+                self._classes[label] = Detector(self._new)
 
     @property
     def value(self) -> float:
         """log10 of the capital, in [0, `CEILING`]."""
-        classes = [detector.log_capital - np.log(len(self._classes)) for detector in self._classes.values()]
+        classes = [detector.log_capital - self._price for detector in self._classes.values()]
         parts = [np.logaddexp.reduce(classes)] if classes else []
         if self._everything is not None:
             parts.append(self._everything.log_capital)
@@ -128,10 +142,7 @@ class Evidence:
     @property
     def by_class(self) -> dict[str, float]:
         """The same of each class alone, less its price: one of as many."""
-        return {
-            label: _log10(detector.log_capital - np.log(len(self._classes)))
-            for label, detector in self._classes.items()
-        }
+        return {label: _log10(detector.log_capital - self._price) for label, detector in self._classes.items()}
 
 
 def _log10(natural: float) -> float:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.series import P_VALUES
+from deployments.series import CLASSES, OTHER, P_VALUES
 from deployments.watch.counters import Counters, Histogram
 from deployments.watch.facts import Facts, Shape
 from guard.drift import Window
@@ -43,7 +43,12 @@ class Watched:
         everything: Bets | None = None
         if facts.support is not None:
             everything = power_bets(P_VALUES, least=facts.support)
-        self.evidence = Evidence(everything, {label: share_bets(share) for label, share in facts.nominal.items()})
+        self.evidence = Evidence(
+            everything,
+            {label: share_bets(share) for label, share in facts.nominal.items()},
+            new=None if facts.threshold is None else share_bets(facts.threshold),
+            most=CLASSES + 1 if OTHER in facts.labels else None,
+        )
         self._windows: dict[str, Window] = {}
 
     def look(self, counters: Counters, facts: Facts, now: float) -> None:

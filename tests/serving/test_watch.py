@@ -1,0 +1,274 @@
+"""The watch: what the counters of all replicas, added up, say of the traffic."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.random import Generator
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from deployments.engine.metrics import Metrics, input_buckets, score_buckets
+from deployments.series import CLASSES, OTHER
+from deployments.watch.counters import counters
+from deployments.watch.facts import Facts, facts_of, read_facts, shape
+from deployments.watch.models import Watched, summary
+from deployments.watch.watch import Watch
+from guard.null import ExponentialTail
+
+ALPHA, LEVEL, CLEAN = 0.005, 9.0, 500
+NAMES = tuple(f"class {index}" for index in range(10))
+
+
+def manifest(method: str = "mmdf", **fit: Any) -> dict[str, Any]:
+    """As a fit on 500 clean images whose scores are normal and whose brightness is uniform would write it."""
+    scores = np.sort(np.random.default_rng(0).normal(size=CLEAN))
+    law = ExponentialTail.fit(scores)
+    quantiles = {str(q): float(np.quantile(scores, q)) for q in (0.0, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0)}
+    inputs = {"brightness": np.linspace(0, 1, 51).tolist(), "contrast": np.linspace(0.1, 0.3, 51).tolist()}
+    threshold = {"p_value": ALPHA, "score": law.threshold(ALPHA), "p_value_support": 1 / (CLEAN + 1)}
+    mmdf = {"null": law.to_json(), "threshold": threshold}
+    return {
+        "method": method,
+        "fingerprint": "f" * 64,
+        "created_at": "2026-11-21T09:00:00+00:00",
+        "classes": list(NAMES),
+        **(mmdf if method == "mmdf" else {"null": None, "threshold": None}),
+        "fit": {"images": CLEAN, "scores": scores.tolist(), "score_quantiles": quantiles, "inputs": inputs} | fit,
+    }
+
+
+class Replica:
+    """Counts as one replica does, in this process, in a registry of its own."""
+
+    def __init__(self, said: dict[str, Any] | None = None, names: tuple[str, ...] = NAMES) -> None:
+        self.said = said or manifest()
+        self.registry = CollectorRegistry()
+        brightness, contrast = (input_buckets(self.said, one) for one in ("brightness", "contrast"))
+        self.metrics = Metrics(
+            "m",
+            names,
+            registry=self.registry,
+            score_buckets=score_buckets(self.said),
+            brightness_buckets=brightness,
+            contrast_buckets=contrast,
+        )
+        self.law = None if self.said["null"] is None else ExponentialTail.fit(np.asarray(self.said["fit"]["scores"]))
+
+    def facts(self, **more: Any) -> Facts:
+        threshold = ALPHA if self.said["method"] == "mmdf" else None
+        settings = {"model": "m", "version": "1", "threshold": threshold} | more
+        return facts_of(self.said, labels=self.metrics.labels, bounds=self.metrics.bounds, **settings)
+
+    def serve(self, scores: np.ndarray, label: np.ndarray, brightness: np.ndarray | None = None) -> None:
+        """Requests with these scores [n], predicted classes [n] and levels of grey [n]."""
+        assert self.law is not None
+        p_value = self.law.p_value(scores)
+        self.metrics.verdicts(label, p_value < ALPHA)
+        self.metrics.statistics(scores, p_value)
+        if brightness is not None:
+            rows = np.repeat(brightness[:, None], 12, axis=1).astype(np.float32).reshape(-1, 3, 2, 2)
+            self.metrics.images(rows)
+
+
+def clean(rng: Generator, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return rng.normal(size=count), rng.integers(0, len(NAMES), count), rng.random(count)
+
+
+def look(watched: Watched, replica: Replica, facts: Facts | None = None) -> None:
+    watched.look(counters(replica.registry)["m"], facts or replica.facts(), now=0.0)
+
+
+def test_clean_traffic_is_no_evidence_and_no_drift() -> None:
+    """Nor is what was counted before the first look, whatever it was."""
+    rng, replica = np.random.default_rng(1), Replica()
+    replica.serve(np.full(200, 50.0), np.zeros(200, int))
+    watched = Watched(replica.facts(), every_s=1.0)
+    look(watched, replica)
+    assert watched.drift("score") is None
+    for _ in range(60):
+        replica.serve(*clean(rng, 50))
+        look(watched, replica)
+    assert watched.evidence.value < 3
+    drift = [watched.drift(name) for name in ("score", "brightness")]
+    assert drift == [pytest.approx(0.0, abs=0.02)] * 2
+
+
+def test_an_attack_is_evidence_against_its_class_and_no_drift() -> None:
+    """A tenth of the requests bears a trigger that sends it to class 3, with scores as clean images never have."""
+    rng, replica = np.random.default_rng(2), Replica()
+    watched = Watched(replica.facts(), every_s=1.0)
+    look(watched, replica)
+    for _ in range(30):
+        replica.serve(*clean(rng, 45))
+        replica.serve(np.full(5, 20.0), np.full(5, 3))
+        look(watched, replica)
+    by_class = watched.evidence.by_class
+    assert watched.evidence.value > LEVEL
+    assert max(by_class, key=lambda name: by_class[name]) == "class 3"
+    assert max(value for name, value in by_class.items() if name != "class 3") < 3
+    assert watched.drift("score") == pytest.approx(0.0, abs=0.02)
+
+
+def test_a_shift_is_drift_and_no_attack() -> None:
+    """Scores a third of a deviation higher and darker pictures, of all classes: flags nearly triple, and spread."""
+    rng, replica = np.random.default_rng(3), Replica()
+    watched = Watched(replica.facts(), every_s=1.0)
+    look(watched, replica)
+    for _ in range(80):
+        scores, label, grey = clean(rng, 50)
+        replica.serve(scores + 0.33, label, grey**2)
+        look(watched, replica)
+    score, brightness = watched.drift("score"), watched.drift("brightness")
+    assert score is not None
+    assert brightness is not None
+    assert score > 0.03
+    assert brightness > 0.1
+    assert watched.evidence.value < LEVEL
+
+
+def test_another_artifact_begins_anew() -> None:
+    """So does another threshold; counters that fall back, as after a wiped folder, count as nothing new."""
+    replica = Replica()
+    watched = Watched(replica.facts(), every_s=1.0)
+    look(watched, replica)
+    replica.serve(np.full(60, 20.0), np.zeros(60, int))
+    look(watched, replica)
+    assert watched.evidence.value > LEVEL
+    look(watched, replica, replica.facts(version="2"))
+    assert watched.evidence.value == 0.0
+    look(watched, Replica(), replica.facts(version="2"))
+    assert watched.evidence.value == 0.0
+    assert watched.history[-1]["images"] == 0
+
+
+def test_bna_bets_on_its_classes_alone() -> None:
+    """No p-values and no clean scores; the share that the fit measured on few images is taken with doubt."""
+    replica = Replica(manifest("bna", targets={"3": {"fpr_target": 0.0}}, images_per_class=[50] * 10))
+    facts = replica.facts()
+    assert facts.nominal == {"class 3": pytest.approx(1 / 52)}
+    assert facts.support is None
+    watched = Watched(facts, every_s=1.0)
+    look(watched, replica)
+    flags = np.arange(50) < 25
+    replica.metrics.verdicts(np.full(50, 3), flags)
+    look(watched, replica)
+    assert watched.evidence.value > LEVEL
+
+
+def test_many_classes_are_few_labels() -> None:
+    """A class gets a label of its own with its first flagged image, up to a hundred; nothing is lost in the sum."""
+    metrics = Metrics("m", [f"class {index}" for index in range(1000)], registry=CollectorRegistry())
+    assert metrics.labels == (OTHER,)
+    for index in range(150):
+        metrics.verdicts(np.array([index, index]), np.array([True, False]))
+    assert len(metrics.labels) == CLASSES + 1
+    assert metrics.flagged("class 0")._value.get() == 1  # type: ignore[attr-defined]
+    assert metrics.flagged(OTHER)._value.get() == 50  # type: ignore[attr-defined]
+    assert sum(metrics.predicted(label)._value.get() for label in metrics.labels) == 300  # type: ignore[attr-defined]
+
+
+def test_a_class_that_turns_up_is_watched() -> None:
+    """Of a thousand classes the attacked one has its label, and its evidence, from its first flagged image on."""
+    rng, replica = np.random.default_rng(6), Replica(names=tuple(f"class {index}" for index in range(1000)))
+    facts = replica.facts()
+    watched = Watched(facts, every_s=1.0)
+    look(watched, replica, facts)
+    for _ in range(30):
+        scores, _label, _grey = clean(rng, 45)
+        replica.serve(scores, rng.integers(0, 1000, 45))
+        replica.serve(np.full(2, 20.0), np.full(2, 777))
+        look(watched, replica, facts)
+    assert watched.evidence.value > LEVEL
+    assert watched.evidence.by_class["class 777"] > LEVEL
+
+
+def test_shares_of_the_clean_set() -> None:
+    """Bins end at their bounds, the last one never; no sample is no shape."""
+    found = shape((1.0, 2.0), [0.5, 1.0, 1.5, 3.0], 4)
+    assert found is not None
+    assert found.shares == (0.5, 0.25, 0.25)
+    assert shape((1.0,), None, 4) is None
+
+
+def test_the_page_has_the_counters_numbers() -> None:
+    rng, replica = np.random.default_rng(5), Replica()
+    watched = Watched(replica.facts(), every_s=1.0)
+    replica.serve(*clean(rng, 300))
+    look(watched, replica)
+    page = summary(watched, counters(replica.registry)["m"])
+    assert sum(row["predicted"] for row in page["classes"]) == 300
+    assert sum(page["score"]["counts"]) == sum(page["p_value"]["counts"]) == 300
+    assert sum(page["score"]["clean"]) == pytest.approx(1.0)
+    assert len(page["score"]["clean"]) == len(page["score"]["counts"]) == len(page["score"]["bounds"]) + 1
+
+
+REPLICA = """
+import sys
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+from test_watch import Replica
+replica = Replica()
+print("ready", flush=True)
+for line in sys.stdin:
+    replica.serve(np.full(int(line), 20.0), np.zeros(int(line), int))
+    print("served", flush=True)
+"""
+
+
+def test_over_processes_that_come_and_go(tmp_path: Path) -> None:
+    """Two replicas each see half of an attack; one is killed; the evidence is that of the sum, and is exported."""
+
+    def tell(process: subprocess.Popen[str], count: int) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(f"{count}\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "served\n"
+
+    path = os.pathsep.join(filter(None, sys.path))
+    replicas = [
+        subprocess.Popen(
+            [sys.executable, "-c", REPLICA, str(Path(__file__).parent)],
+            env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": path},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    try:
+        for process in replicas:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        Replica().facts().write(tmp_path)
+        assert read_facts(tmp_path)["m"] == Replica().facts()
+        watch = Watch(tmp_path)
+        watch.look()
+        for _ in range(4):
+            for process in replicas:
+                tell(process, 2)
+            watch.look()
+        replicas[0].kill()
+        replicas[0].wait()
+        tell(replicas[1], 2)
+        watch.look()
+        found = {
+            (sample.name, sample.labels.get("predicted_class")): sample.value
+            for family in text_string_to_metric_families(watch.render().decode())
+            for sample in family.samples
+        }
+    finally:
+        for process in replicas:
+            process.kill()
+            process.communicate()
+    assert found["guard_flagged_total", "class 0"] == 18
+    assert found["guard_attack_evidence", None] > LEVEL
+    assert found["guard_class_evidence", "class 0"] > found["guard_class_evidence", "class 1"] == 0.0
+    assert watch.state()["models"][0]["evidence"] == found["guard_attack_evidence", None]
