@@ -1,4 +1,4 @@
-.PHONY: help demo test check bench load faults
+.PHONY: help demo test check bench load faults monitoring
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -15,6 +15,9 @@ check: .venv/installed ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+monitoring: .venv/installed ## an endpoint, Prometheus and Alertmanager: clean traffic, an attack, the alert
+	$(BIN)/python -m deployments.monitoring
 
 bench: .venv/installed ## what the twin costs: original pass against both, per type and mode
 	$(BIN)/python -m benchmarks.twin_cost
