@@ -21,11 +21,11 @@ from deployments.http.headers import SafeHeaders
 from deployments.keys import Keys
 from deployments.watch.watch import Watch
 
-STATE = "/state"
+PREFIX, STATE = "/metrics", "/state"
 
 
 def build_metrics_app(watch: Watch, keys: Keys | None = None) -> ASGIApp:
-    """The application, mounted at /metrics: the text format at any path but `STATE`, where it is JSON for the page."""
+    """The application, mounted at /metrics: the text format there, and at `STATE` below it JSON for the page."""
     keys = keys or Keys()
 
     async def answer(scope: Scope) -> Response:
@@ -34,7 +34,12 @@ def build_metrics_app(watch: Watch, keys: Keys | None = None) -> ASGIApp:
             keys.require("administration", headers.get("authorization"), headers.get("x-api-key"))
         except BadRequest as error:
             return JSONResponse({"error": str(error), "field": error.field}, error.status, error.headers)
-        if scope["path"].endswith(STATE):
+        path = scope["path"].removeprefix(scope.get("root_path", "")).removeprefix(PREFIX).rstrip("/")
+        if path not in ("", STATE):
+            return JSONResponse({"error": "there is nothing here", "field": None}, 404)
+        if scope["method"] not in ("GET", "HEAD"):
+            return JSONResponse({"error": "only GET", "field": None}, 405, {"allow": "GET, HEAD"})
+        if path == STATE:
             return JSONResponse(await run_in_threadpool(watch.state))
         body = await run_in_threadpool(watch.render)
         return Response(body, headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 ANSWER = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
@@ -11,10 +13,13 @@ POLICY = b"content-security-policy"
 STRICT = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
-def page_policy(*style_digests: str) -> str:
-    """The policy of a page with style sheets inside: base64 of the SHA-256 of each ``<style>``'s text."""
-    styles = " ".join(f"'sha256-{digest}'" for digest in style_digests)
-    return f"{STRICT}; style-src {styles}" if styles else STRICT
+def page_policy(*style_digests: str, scripts: Sequence[str] = ()) -> str:
+    """The policy of a page with style sheets and scripts inside: base64 of the SHA-256 of each one's text."""
+    parts = [STRICT]
+    for name, digests in (("style-src", style_digests), ("script-src", scripts)):
+        if digests:
+            parts.append(" ".join((name, *(f"'sha256-{digest}'" for digest in digests))))
+    return "; ".join(parts)
 
 
 class SafeHeaders:

@@ -26,6 +26,7 @@ from deployments.errors import BadRequest, NotFound, PassFailed, TooLarge, Unava
 from deployments.http import openapi, pages
 from deployments.http.encodings import inflate
 from deployments.http.headers import SafeHeaders
+from deployments.http.page import shell
 from deployments.http.schemas import Offer
 from deployments.http.traces import TraceEcho
 from deployments.keys import Keys, Role
@@ -82,6 +83,7 @@ def build_http_app(models: Catalogue, version: str, keys: Keys | None = None) ->
         get("/v2/models", desk.models),
         get("/v2/docs", desk.docs),
         get("/openapi.json", desk.openapi),
+        *(get(path, desk.page, role=None) for path in ("/guard", "/guard/")),
         post("/v2/repository/index", desk.index),
         post("/v1/models/{name}:predict", desk.predict),
         post("/classify", desk.classify),
@@ -157,6 +159,9 @@ class Desk:
 
     async def docs(self, _request: Request) -> Response:
         return HTMLResponse(pages.page(self._document()), headers={"content-security-policy": pages.policy()})
+
+    async def page(self, _request: Request) -> Response:
+        return HTMLResponse(shell.shell(), headers={"content-security-policy": shell.policy()})
 
     async def infer(self, request: Request) -> Response:
         return await self._answer(request, _tensors(request), _infer_response)

@@ -72,6 +72,7 @@ def _paths(offers: Sequence[Offer], secured: bool) -> dict[str, Any]:
         return {"post": _operation(name, summary, answers, secured=secured, **more)}
 
     ready = {200: _json("Ready", "Ready."), 503: _waiting()}
+    page = {200: _content("text/html", "A page; it asks for /metrics/state, with a key where there are keys.")}
     metadata = _json("Model", "The model: inputs, outputs, classes, mode.")
     answering = ANSWERING + (FROM_UPSTREAM if any(offer.upstream for offer in offers) else ())
     infer = {
@@ -113,6 +114,8 @@ def _paths(offers: Sequence[Offer], secured: bool) -> dict[str, Any]:
         ),
         "/openapi.json": get("openapi", "This document", {200: _content("application/json", "OpenAPI 3.1.")}),
         "/v2/docs": get("docs", "This document, to be read", {200: _content("text/html", "A page.")}),
+        "/guard": get("page", "What the guard sees, to be watched in a browser", page, role=None),
+        "/guard/": get("page_slash", "The same", page, role=None),
         "/metrics": get(
             "metrics",
             "What all replicas of this node counted",

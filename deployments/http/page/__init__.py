@@ -1,0 +1,1 @@
+"""The built-in page: its files as they are, and what puts them together (``shell``)."""
