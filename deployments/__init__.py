@@ -6,6 +6,7 @@ only from those before it:
 
 - ``protocol``: bytes become images, answers become bytes;
 - ``originals``: the original network's logits, where it runs elsewhere;
+- ``events``: what is told and kept of flagged requests, beside their answers;
 - ``engine``: a served model, from its queue to its verdict and its counters;
 - ``http`` and ``grpc``: the two surfaces;
 - ``replicas``, then ``app`` and ``composition``: all of it in Ray Serve; ``serve``: the command.

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from deployments.events.settings import EventSettings, QuarantineSettings
 from deployments.keys import KeySettings
 from deployments.settings import Settings, refusal
 from deployments.upstream import UpstreamSettings
@@ -62,7 +63,8 @@ class ModelConfig(Live):
     the replica may use two cores of a CPU. corrected_deadline_s: the corrected network counts as failed after this
     long (None: never). revision: any text; a change of it loads the artifact again, though its path and version are the
     same. stuck_after_s: a pass that takes longer makes the replica unhealthy. upstream: where the
-    original network runs, if it is not to run here.
+    original network runs, if it is not to run here. events: where flagged requests are told of (None: nowhere).
+    quarantine: where flagged images are kept (None: nowhere).
     """
 
     artifact: Path
@@ -76,6 +78,8 @@ class ModelConfig(Live):
     stuck_after_s: float = Field(default=60.0, gt=0)
     limits: Limits = Field(default_factory=Limits)
     upstream: UpstreamSettings | None = None
+    events: EventSettings | None = None
+    quarantine: QuarantineSettings | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -121,6 +125,10 @@ class ServeConfig(Settings):
         for name in names:
             if names.count(name) > 1:
                 raise refusal("models", f"two are named {name}: give one of them another name")
+        folders = [model.quarantine.folder for model in self.models if model.quarantine is not None]
+        for folder in folders:
+            if folders.count(folder) > 1:
+                raise refusal("models", f"two keep flagged images in {folder}: give one of them another folder")
         return self
 
 

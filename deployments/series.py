@@ -81,6 +81,12 @@ TABLE = (
     Series("guard_calibrated_timestamp_seconds", "gauge", "When the artifact was fitted, Unix time."),
     Series("guard_artifact_info", "gauge", "The artifact that serves: 1.", ("method", "fingerprint", "version")),
     Series("guard_events_total", "counter", "Events for flagged requests, by what became of them.", ("outcome",)),
+    Series(
+        "guard_quarantined_total",
+        "counter",
+        "Flagged images for the quarantine, by what became of them.",
+        ("outcome",),
+    ),
     Series("guard_quarantine_images", "gauge", "Flagged images that the quarantine holds.", source="watch"),
     Series("guard_quarantine_bytes", "gauge", "Their size on disk.", source="watch"),
     Series(

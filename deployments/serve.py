@@ -21,6 +21,7 @@ import yaml
 from deployments.config import MODES, GrpcSettings, ServeConfig, overridden
 from deployments.document import Application, Document, check_with_serve, document, http_options, read
 from deployments.errors import StartFailed
+from deployments.keys import Keys
 from deployments.proxies import PROXIES, Proxy, choose, prepare
 from deployments.settings import checked
 from deployments.signals import SIGNALS, interrupt_on_signals, on_hangup, until_interrupted
@@ -57,6 +58,9 @@ class Server:
         if wanted.http_options != self._served.http_options:
             raise BadSetting("http_options: the address cannot change while the server runs", field="http_options")
         wanted = _checked(wanted)
+        grpc = wanted.guard.grpc
+        if grpc is not None and grpc != self._served.guard.grpc:
+            _check_port(grpc.host, grpc.port, "--grpc-port")
         _check_room(wanted.guard)
         try:
             _deploy(wanted)
@@ -100,12 +104,21 @@ def _checked(wanted: Document) -> Document:
 
     check_with_serve(wanted)
     config = wanted.guard
+    Keys.from_settings(config.keys)
+    if config.grpc is not None and config.grpc.port == wanted.http_options.port:
+        raise BadSetting(f"grpc.port: {config.grpc.port} is the port for HTTP; give another", field="grpc.port")
     models = []
     for model in config.models:
         try:
             loaded = guard.load(model.artifact, device=model.device)
         except (RuntimeError, AssertionError) as error:  # torch, of a device that is not there
             raise BadSetting(f"device: {model.device} cannot be used: {error}", field="device") from error
+        if model.threshold is not None and loaded.threshold is None:
+            raise BadSetting(
+                f"threshold: the artifact of {model.name} is of the method {loaded.method}, which has no p-values: "
+                "leave it out",
+                field="threshold",
+            )
         if model.upstream is not None:
             model.upstream.secrets()
         models.append(model.model_copy(update={"revision": str(loaded.manifest["sha256"])[:16]}))

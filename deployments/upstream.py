@@ -121,19 +121,29 @@ class UpstreamSettings(Settings):
             BadSetting: a variable is not in the environment.
         """
 
-        def value(found: re.Match[str]) -> str:
-            if found[1] not in environ:
-                raise BadSetting(
-                    f"setting upstream.headers.{name}: the environment has no {found[1]}: set it where the replicas "
-                    "run",
-                    field=f"upstream.headers.{name}",
-                )
-            return environ[found[1]]
+        return filled(self.headers, "upstream.headers", environ)
 
-        filled = {}
-        for name, text in self.headers.items():
-            filled[name.lower()] = VARIABLE.sub(value, text)
-        return filled
+
+def filled(headers: Mapping[str, str], setting: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """``headers`` with every ``${NAME}`` replaced from the environment, names in lower case. setting: what errors call
+    them.
+
+    Raises:
+        BadSetting: a variable is not in the environment.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        if found[1] not in environ:
+            raise BadSetting(
+                f"setting {setting}.{name}: the environment has no {found[1]}: set it where the replicas run",
+                field=f"{setting}.{name}",
+            )
+        return environ[found[1]]
+
+    sent = {}
+    for name, text in headers.items():
+        sent[name.lower()] = VARIABLE.sub(value, text)
+    return sent
 
 
 class OriginalSettings(Settings):

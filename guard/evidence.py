@@ -28,7 +28,7 @@ Values = NDArray[np.float64]
 
 POWERS = (0.1, 0.3, 0.5)  # κ
 STAKES = (0.003, 0.01, 0.03, 0.1, 0.3)  # λ
-SHARES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 0.95)  # q, those above ρ α
+SHARES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 0.95, 0.99)  # q, those above ρ α
 POWER_TOLERANCE = 2.0
 SHARE_TOLERANCE = 3.0
 CEILING = 12.0  # log10: more would only make an alarm last longer once its cause is gone
@@ -65,9 +65,9 @@ def share_bets(nominal: float, *, tolerance: float = SHARE_TOLERANCE) -> Bets:
     """Bets on (not flagged, flagged). nominal: α in (0, 1), the share of clean images that is flagged."""
     if not 0.0 < nominal < 1.0 or tolerance < 1.0:
         raise ValueError(f"nominal must be in (0, 1), tolerance at least 1; got {nominal}, {tolerance}")
-    null = min(tolerance * nominal, 0.9)
-    rows = [(np.log((1 - share) / (1 - null)), np.log(share / null)) for share in (*SHARES, 0.99) if share > null]
-    return Bets(np.asarray(rows, dtype=np.float64))
+    null = max(min(tolerance * nominal, 0.9), nominal)
+    rows = [(np.log((1 - share) / (1 - null)), np.log(share / null)) for share in SHARES if share > null]
+    return Bets(np.asarray(rows or [(0.0, 0.0)], dtype=np.float64))  # where nearly all is flagged there is no bet
 
 
 class Detector:

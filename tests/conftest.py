@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import networks
@@ -63,3 +64,11 @@ def artifact(victim: nn.Module, clean: Data) -> Artifact:
 def saved(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The artifact on disk. Copy it before you damage it."""
     return artifact.save(tmp_path_factory.mktemp("artifacts") / "digits")
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[None]:
+    """Ray without its token file in the home folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        yield

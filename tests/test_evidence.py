@@ -66,11 +66,11 @@ def test_power_bets_are_fair(tolerance: float) -> None:
             assert (factors @ np.diff([0.0, *reached]) <= 1 + 1e-12).all()
 
 
-@pytest.mark.parametrize("nominal", [0.001, 0.005, 0.1, 0.6])
+@pytest.mark.parametrize("nominal", [0.001, 0.005, 0.1, 0.6, 0.95, 0.995])
 def test_share_bets_are_fair(nominal: float) -> None:
-    """At most 1 for any share of flags up to three times the nominal one, exactly 1 there."""
+    """At most 1 for any share of flags up to three times the nominal one (and nine tenths), exactly 1 there."""
     factors = np.exp(share_bets(nominal).logs)
-    limit = min(3 * nominal, 0.9)
+    limit = max(min(3 * nominal, 0.9), nominal)
     for share in np.linspace(0, limit, 7):
         assert (factors @ [1 - share, share] <= 1 + 1e-12).all()
     np.testing.assert_allclose(factors @ [1 - limit, limit], 1.0)

@@ -28,12 +28,13 @@ log = logging.getLogger(__name__)
 
 
 class Job(NamedTuple):
-    """One request in the queue: images float32 [n, C, H, W], the settings that it came under, and whether it gets a
-    verdict."""
+    """One request in the queue: images float32 [n, C, H, W], the settings that it came under, whether it gets a
+    verdict, and its headers."""
 
     images: NDArray[np.float32]
     live: Live
     judged: bool
+    headers: Mapping[str, str] | None = None
 
 
 Slot = Ticket[Job, Scored]
@@ -43,8 +44,9 @@ class Classifier(Served[Job, Scored]):
     """Answers requests with both networks of its guard."""
 
     async def infer(self, images: NDArray[np.float32], live: Live, headers: Mapping[str, str] | None = None) -> Answer:
-        """See `Served`; the headers say nothing to networks that run here."""
-        return policy.decide(await self._batcher.submit(Job(images, live, drawn(live)), len(images)), live)
+        """See `Served`."""
+        job = Job(images, live, drawn(live), headers)
+        return policy.decide(await self._batcher.submit(job, len(images)), live)
 
     def _passes_of(self, guard: Guard, version: str) -> Passes:
         return Passes(
@@ -66,7 +68,7 @@ class Classifier(Served[Job, Scored]):
             if not slot.item.judged:
                 self._skip(slot, scored)
             elif scored.evidence is not None:
-                self._settle(slot, scored)
+                self._settle(passes, slot, scored)
             else:
                 waiting[slot] = rows
                 if slot.item.live.mode == "observe":
@@ -89,7 +91,7 @@ class Classifier(Served[Job, Scored]):
             return
         for slot, rows in waiting.items():
             found = evidence[slot.item.live.threshold].rows(rows)
-            self._settle(slot, first.scored(rows)._replace(evidence=found))
+            self._settle(passes, slot, first.scored(rows)._replace(evidence=found))
 
     async def _recover(
         self, passes: Passes, stage: str, error: Exception, known: Mapping[Slot, Scored | None], alone: bool
@@ -110,10 +112,11 @@ class Classifier(Served[Job, Scored]):
             self._count_skipped(slot.item.live, slot.size)
             slot.resolve(scored)
 
-    def _settle(self, slot: Slot, scored: Scored) -> None:
+    def _settle(self, passes: Passes, slot: Slot, scored: Scored) -> None:
         """Count the verdict of one request and answer it."""
         if not slot.abandoned:
-            self._count_verdict(slot.item.live, scored, slot.item.images)
+            job = slot.item
+            self._count_verdict(job.live, scored, job.images, job.headers, passes.guard)
             slot.resolve(scored)
 
     def _fail(self, slot: Slot, stage: str, scored: Scored | None) -> None:

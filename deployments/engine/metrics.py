@@ -37,6 +37,7 @@ FAILURES = (
 )
 MAGNITUDES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 EVENTS = ("sent", "dropped", "failed")
+KEPT = ("kept", "dropped", "failed")
 SCORES = (*(-size for size in reversed(MAGNITUDES)), 0.0, *MAGNITUDES)
 
 
@@ -47,6 +48,8 @@ class Metrics:
     Args:
         model: the model's name, first label of nearly every series. classes: the names of its classes.
         registry: where the series register. score_buckets: rising upper bounds in logits; the score is signed.
+
+    labels: the values of ``predicted_class`` from the start on. bounds: the buckets of score, brightness and contrast.
     """
 
     def __init__(
@@ -60,7 +63,8 @@ class Metrics:
         contrast_buckets: Sequence[float] = (),
     ) -> None:
         self._classes = classes
-        self._own = {*classes} if len(classes) <= CLASSES else {OTHER}  # labels of predicted_class
+        self.labels = tuple(classes) if len(classes) <= CLASSES else (OTHER,)
+        self._own = {*self.labels}  # and those of classes that were flagged since
         self._score_bounds = (min(score_buckets), max(score_buckets))
         self.bounds = {
             "score": tuple(score_buckets),
@@ -90,6 +94,7 @@ class Metrics:
         self.rejected = counter("guard_rejected_total")
         self.failures = counter("guard_failures_total")
         self.events = counter("guard_events_total")
+        self.quarantined = counter("guard_quarantined_total")
         self.score = histogram("guard_score", score_buckets)
         self.p_value = histogram("guard_p_value")
         self.stage_seconds = histogram("guard_stage_seconds")
@@ -118,6 +123,8 @@ class Metrics:
             self.stage_seconds(stage)
         for outcome in EVENTS:
             self.events(outcome)
+        for outcome in KEPT:
+            self.quarantined(outcome)
         for series in (self.corrected, self.rejected, self.score, self.p_value, self.batch_size):
             series()
         for series in (self.brightness, self.contrast):
@@ -149,11 +156,6 @@ class Metrics:
             yield
         finally:
             self.stage_seconds(name).observe(time.perf_counter() - started)
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The values of ``predicted_class`` so far."""
-        return tuple(sorted(self._own))
 
     def images(self, images: NDArray[np.float32]) -> None:
         """Observe brightness and contrast of the images [n, C, H, W] of one request."""

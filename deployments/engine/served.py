@@ -24,6 +24,7 @@ from deployments.engine.batcher import Batcher, Ticket
 from deployments.engine.metrics import Metrics
 from deployments.engine.passes import Guard, Passes
 from deployments.errors import NoVerdict
+from deployments.events.reports import Reports
 from deployments.policy import Answer, Scored
 from deployments.protocol.bodies import Model
 from deployments.settings import checked
@@ -49,6 +50,12 @@ class Served(ABC, Generic[J, R]):
         self.live = config.live
         self.metrics = metrics
         self._retired: list[Passes] = []
+        self._reports = Reports(
+            config,
+            guard.spec.channels,
+            events=lambda outcome, number: metrics.events(outcome).inc(number),
+            quarantined=lambda outcome, number: metrics.quarantined(outcome).inc(number),
+        )
         self._take(self._passes_of(guard, config.version))
         self._batcher: Batcher[J, R] = Batcher(
             self._process, limit=config.max_batch_size, capacity=config.limits.queued_images
@@ -73,13 +80,20 @@ class Served(ABC, Generic[J, R]):
     async def start(self) -> None:
         """Prepare, then accept requests."""
         await self._prepare(self._passes)
+        self._tell()
+        self._reports.start()
         self._batcher.start()
 
     async def close(self) -> None:
-        """Refuse new requests, answer those that wait, free the threads."""
+        """Refuse new requests, answer those that wait, free the threads, report what is still to report."""
         await self._batcher.close()
+        await self._finish()
         for passes in (*self._retired, self._passes):
             passes.close()
+        await self._reports.close()
+
+    async def _finish(self) -> None:
+        """What is left to do once the queue is empty."""
 
     async def replace(self, guard: Guard, version: str) -> None:
         """Put another artifact in place of the one that serves, once it is prepared; no request waits for it.
@@ -105,6 +119,7 @@ class Served(ABC, Generic[J, R]):
             raise
         self._retired.append(self._passes)
         self._take(passes)
+        self._tell()
         if self._batcher.busy_since is None:
             self._close_retired()
 
@@ -124,12 +139,14 @@ class Served(ABC, Generic[J, R]):
             threshold=self._threshold,
             created_at=guard.created_at,
         )
-        self._tell()
 
     def _tell(self) -> None:
-        """Tell the watch over all replicas, where there is one, what serves."""
+        """Tell the watch over all replicas, where there is one, what serves. A failure is logged: requests go on."""
         folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-        if folder is not None and self.guard.manifest:
+        if folder is None or not self.guard.manifest:
+            return
+        kept = self.config.quarantine
+        try:
             facts_of(
                 self.guard.manifest,
                 model=self.config.name,
@@ -137,7 +154,9 @@ class Served(ABC, Generic[J, R]):
                 threshold=self._threshold,
                 labels=self.metrics.labels,
                 bounds=self.metrics.bounds,
-            ).write(Path(folder))
+            ).model_copy(update={"quarantine": None if kept is None else str(kept.folder)}).write(Path(folder))
+        except OSError as error:
+            log.error("the watch is not told what serves %s: %s", self.config.name, error)
 
     @property
     def _threshold(self) -> float | None:
@@ -199,8 +218,15 @@ class Served(ABC, Generic[J, R]):
         self.metrics.requests(live.mode, "skipped").inc()
         self.metrics.inputs("skipped").inc(size)
 
-    def _count_verdict(self, live: Live, scored: Scored, images: NDArray[np.float32]) -> None:
-        """The verdict of one request, on images [n, C, H, W]."""
+    def _count_verdict(
+        self,
+        live: Live,
+        scored: Scored,
+        images: NDArray[np.float32],
+        headers: Mapping[str, str] | None,
+        guard: Guard,
+    ) -> None:
+        """The verdict of ``guard`` on one request: images [n, C, H, W], and its headers."""
         mode, evidence = live.mode, scored.evidence
         if evidence is None:
             raise ValueError("evidence: a verdict is counted once it is there")
@@ -213,6 +239,7 @@ class Served(ABC, Generic[J, R]):
             self.metrics.rejected().inc(flagged)
         elif mode == "correct":
             self.metrics.corrected().inc(flagged)
+        self._reports.offer(self.model, guard.fingerprint, live, scored, images, headers)
 
     def _count_failure(self, size: int, stage: str, outcome: str) -> None:
         """A request of ``size`` images without a verdict; ``outcome``: open if it is answered all the same."""

@@ -99,12 +99,15 @@ class Wrapped(Served[Half, Corrected]):
         self._watcher = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
-        """See `Served`; verdicts that follow their answers are finished."""
+        """See `Served`."""
         if self._watcher is not None:
             self._watcher.cancel()
         await super().close()
-        await asyncio.gather(*self._verdicts)
         await self._original.close()
+
+    async def _finish(self) -> None:
+        """Verdicts that follow their answers."""
+        await asyncio.gather(*self._verdicts)
 
     @property
     def ready(self) -> bool:
@@ -120,9 +123,9 @@ class Wrapped(Served[Half, Corrected]):
         if not judged:
             self._count_skipped(live, len(images))
         elif live.mode == "observe":
-            self._follow(images, live, scored)
+            self._follow(images, live, scored, headers)
         else:
-            scored = self._judge(live, scored, images, await self._suspects(images, scored.logits))
+            scored = self._judge(live, scored, images, headers, await self._suspects(images, scored.logits))
         return policy.decide(scored, live)
 
     async def _beside(self, images: NDArray[np.float32], live: Live, headers: Mapping[str, str]) -> Scored:
@@ -130,7 +133,7 @@ class Wrapped(Served[Half, Corrected]):
         branch = asyncio.create_task(self._branch(images, None))
         try:
             scored = await self._ask(images, headers)
-            return self._judge(live, scored, images, await branch)
+            return self._judge(live, scored, images, headers, await branch)
         finally:
             branch.cancel()
 
@@ -175,17 +178,24 @@ class Wrapped(Served[Half, Corrected]):
         except Exception as error:
             return Lost("corrected", error)
 
-    def _follow(self, images: NDArray[np.float32], live: Live, scored: Scored) -> None:
+    def _follow(self, images: NDArray[np.float32], live: Live, scored: Scored, headers: Mapping[str, str]) -> None:
         """Find the verdict after the answer; there are no more of these than the queue holds."""
 
         async def verdict() -> None:
-            self._judge(live, scored, images, await self._suspects(images, scored.logits))
+            self._judge(live, scored, images, headers, await self._suspects(images, scored.logits))
 
         task = asyncio.create_task(verdict())
         self._verdicts.add(task)
         task.add_done_callback(self._verdicts.discard)
 
-    def _judge(self, live: Live, scored: Scored, images: NDArray[np.float32], branch: Corrected | Lost) -> Scored:
+    def _judge(
+        self,
+        live: Live,
+        scored: Scored,
+        images: NDArray[np.float32],
+        headers: Mapping[str, str],
+        branch: Corrected | Lost,
+    ) -> Scored:
         """The verdict on one request, counted; or what ``on_failure`` says where there is none."""
         if isinstance(branch, Corrected):
             try:
@@ -194,7 +204,7 @@ class Wrapped(Served[Half, Corrected]):
                 branch = Lost("statistic", error)
             else:
                 scored = scored._replace(evidence=evidence, version=branch.passes.version)
-                self._count_verdict(live, scored, images)
+                self._count_verdict(live, scored, images, headers, branch.passes.guard)
                 return scored
         if isinstance(branch.error, ShuttingDown) and live.mode != "observe":
             raise branch.error

@@ -1,11 +1,11 @@
 """What the watch over all replicas must know of a served artifact, beside the counters: a small JSON file a model.
 
-Replicas write it where their counters lie, whenever an artifact or a threshold takes effect; all write the same.
+Each replica writes its own where its counters lie, whenever an artifact or a threshold takes effect.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from deployments.settings import Settings
 from guard.null import law_from_json
 
 FOLDER = "models"
+log = logging.getLogger(__name__)
 
 
 class Shape(Settings):
@@ -53,18 +54,43 @@ class Facts(Settings):
     quarantine: str | None = Field(default=None, description="The folder where flagged images are kept.")
 
     def write(self, folder: Path) -> None:
-        """Into ``folder``/models, whole or not at all."""
+        """Into ``folder``/models, as this process's, whole or not at all."""
         place = folder / FOLDER
         place.mkdir(mode=0o700, exist_ok=True)
         draft = place / f".{self.model}.{os.getpid()}"
         draft.write_text(self.model_dump_json())
-        draft.replace(place / f"{self.model}.json")
+        draft.replace(place / f"{self.model}.{os.getpid()}.json")
 
 
-def read_facts(folder: Path) -> dict[str, Facts]:
-    """Every model's, by name."""
-    found = (Facts.model_validate(json.loads(path.read_text())) for path in (folder / FOLDER).glob("*.json"))
-    return {facts.model: facts for facts in found}
+def read_facts(folder: Path) -> dict[str, Facts | None]:
+    """model → what the processes that live say; None where they do not agree, as while a change is under way.
+
+    What dead processes said is removed; a file that cannot be read, of another release perhaps, is left out.
+    """
+    found: dict[str, set[str]] = {}
+    for path in sorted((folder / FOLDER).glob("*.json")):
+        model, _, process = path.stem.rpartition(".")
+        if not process.isdigit() or not running(int(process)):
+            path.unlink(missing_ok=True)
+            continue
+        try:
+            said = Facts.model_validate_json(path.read_text()).model_dump_json()
+        except (OSError, ValueError) as error:
+            log.warning("%s is not read: %s", path.name, error)
+        else:
+            found.setdefault(model, set()).add(said)
+    return {model: Facts.model_validate_json(said.pop()) if len(said) == 1 else None for model, said in found.items()}
+
+
+def running(process: int) -> bool:
+    """Whether a process of this number lives on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def facts_of(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deployments.series import CLASSES, OTHER, P_VALUES
 from deployments.watch.counters import Counters, Histogram
@@ -15,18 +16,20 @@ from deployments.watch.facts import Facts, Shape
 from guard.drift import Window
 from guard.evidence import Bets, Evidence, power_bets, share_bets
 
-Values = NDArray[np.float64]
+K = TypeVar("K")
+SETTLE_S = 10.0
+POINTS = 180  # of the history, that the page draws
 FEATURES = ("brightness", "contrast")
 
 
 class Moment(NamedTuple):
-    """What has been counted so far. bins: by p-value; None where there are none. shapes: of score, brightness,
-    contrast."""
+    """What has been counted so far. p_values: by the upper end of their bins. flagged, predicted: by class. shapes:
+    score, brightness and contrast, each by the upper end of its bins."""
 
-    bins: Values | None
+    p_values: dict[float, float]
     flagged: dict[str, float]
     predicted: dict[str, float]
-    shapes: dict[str, Values]
+    shapes: dict[str, dict[float, float]]
 
 
 class Watched:
@@ -35,11 +38,13 @@ class Watched:
     def __init__(self, facts: Facts, *, every_s: float, keep_s: float = 1800.0) -> None:
         self.history: deque[dict[str, float]] = deque(maxlen=int(keep_s / every_s))
         self._before: Moment | None = None
-        self._take(facts)
+        self._take(facts, settled=-math.inf)
 
-    def _take(self, facts: Facts) -> None:
-        """Begin anew: of another artifact or threshold nothing is known yet."""
+    def _take(self, facts: Facts, settled: float) -> None:
+        """Begin anew: of another artifact or threshold nothing is known yet. Before the time ``settled`` batches that
+        began under the one before may still be counted."""
         self.facts = facts
+        self._settled = settled
         everything: Bets | None = None
         if facts.support is not None:
             everything = power_bets(P_VALUES, least=facts.support)
@@ -51,12 +56,12 @@ class Watched:
         )
         self._windows: dict[str, Window] = {}
 
-    def look(self, counters: Counters, facts: Facts, now: float) -> None:
-        """Take in what was counted since the last look."""
+    def look(self, counters: Counters, facts: Facts | None, now: float) -> None:
+        """Take in what was counted since the last look. facts: None while replicas do not agree, which says nothing."""
         moment = _moment(counters)
-        if facts != self.facts:
-            self._take(facts)
-        elif self._before is not None:
+        if facts is not None and facts != self.facts:
+            self._take(facts, settled=now + SETTLE_S)
+        elif facts is not None and self._before is not None and now > self._settled:
             self._update(self._before, moment)
         self._before = moment
         self.history.append(
@@ -69,20 +74,24 @@ class Watched:
         )
 
     def _update(self, before: Moment, after: Moment) -> None:
-        def new(key: str, what: str) -> float:
-            return float(max(getattr(after, what)[key] - getattr(before, what).get(key, 0.0), 0.0))
-
-        bins = None
-        if before.bins is not None and after.bins is not None:
-            bins = np.maximum(after.bins - before.bins, 0.0)
+        bins = _increase(before.p_values, after.p_values)
+        shapes = {
+            name: _increase(before.shapes.get(name, {}), counts)
+            for name, counts in after.shapes.items()
+            if getattr(self.facts, name) is not None
+        }
         self.evidence.update(
-            bins,
-            {key: new(key, "flagged") for key in after.flagged},
-            {key: new(key, "predicted") for key in after.predicted},
+            np.array([bins.get(bound, 0.0) for bound in P_VALUES]),
+            _increase(before.flagged, after.flagged),
+            _increase(before.predicted, after.predicted),
         )
-        for name, counts in after.shapes.items():
-            window = self._windows.setdefault(name, Window(len(counts)))
-            window.update(np.maximum(counts - before.shapes.get(name, np.zeros(len(counts))), 0.0))
+        for name, counts in shapes.items():
+            bounds = (*getattr(self.facts, name).bounds, math.inf)
+            if any(number for bound, number in counts.items() if bound not in bounds):
+                self._windows.pop(name, None)  # a replica has other bins, those of the artifact that it began with
+            else:
+                window = self._windows.setdefault(name, Window(len(bounds)))
+                window.update(np.array([counts.get(bound, 0.0) for bound in bounds]))
 
     def drift(self, name: str) -> float | None:
         """Of "score", "brightness" or "contrast": see `guard.drift.Window.excess`; None while it is not known."""
@@ -94,7 +103,7 @@ class Watched:
             return window.excess(np.asarray(clean.shares), clean.images)
         kept = _unflagged(clean, self.facts.score_limit)
         shares = np.asarray(clean.shares)[:kept]
-        return window.first(kept).excess(shares / shares.sum(), clean.images)
+        return window.first(kept).excess(shares / shares.sum(), clean.images) if shares.sum() else None
 
 
 def _moment(counters: Counters) -> Moment:
@@ -102,19 +111,23 @@ def _moment(counters: Counters) -> Moment:
     for name, series in (("score", "guard_score"), *((one, f"guard_input_{one}") for one in FEATURES)):
         histogram = counters.histogram(series)
         if histogram is not None:
-            shapes[name] = histogram.counts
+            shapes[name] = _by_bound(histogram)
     p_values = counters.histogram("guard_p_value")
     return Moment(
-        None if p_values is None else _folded(p_values),
+        {} if p_values is None else _by_bound(p_values),
         {label: value for (label,), value in counters.by("guard_flagged_total", "predicted_class").items()},
         {label: value for (label,), value in counters.by("guard_predicted_total", "predicted_class").items()},
         shapes,
     )
 
 
-def _folded(p_values: Histogram) -> Values:
-    """Without the bin above 1, where no p-value is."""
-    return p_values.counts[: len(P_VALUES)]
+def _by_bound(histogram: Histogram) -> dict[float, float]:
+    return dict(zip(histogram.bounds.tolist(), histogram.counts.tolist(), strict=True))
+
+
+def _increase(before: Mapping[K, float], after: Mapping[K, float]) -> dict[K, float]:
+    """What was added; counters that fell back, as after a wiped folder, have added nothing."""
+    return {key: max(value - before.get(key, 0.0), 0.0) for key, value in after.items()}
 
 
 def _unflagged(shape: Shape, limit: float | None) -> int:
@@ -157,7 +170,7 @@ def summary(watched: Watched, counters: Counters) -> dict[str, Any]:
             stage: _picture(counters.histogram("guard_stage_seconds", stage=stage), None)
             for (stage,) in counters.by("guard_stage_seconds_count", "stage")
         },
-        "history": list(watched.history),
+        "history": list(watched.history)[:: -max(1, len(watched.history) // POINTS)][::-1],
     }
 
 

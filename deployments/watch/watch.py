@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
+import struct
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from deployments.series import SERIES
+from deployments.watch import kept
 from deployments.watch.counters import counters
-from deployments.watch.facts import read_facts
+from deployments.watch.facts import read_facts, running
 from deployments.watch.models import FEATURES, Watched, summary
 
-EVERY_S = 1.0
+EVERY_S = 2.0  # a look takes some 4 ms a replica
+STALE_S = 60.0  # what was seen longer ago is not exported any more, which an alert notices
+READS = 5  # of files that come and go, before it is an error
 log = logging.getLogger(__name__)
 
 
@@ -30,6 +34,7 @@ class Watch:
         self._folder = folder
         self._every_s = every_s
         self._watched: dict[str, Watched] = {}
+        self._looked = time.monotonic()
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
@@ -56,18 +61,24 @@ class Watch:
         now, facts = time.time(), read_facts(self._folder)
         found = counters(merged(self._folder))
         with self._lock:
+            self._looked = time.monotonic()
             for name, one in facts.items():
                 if name not in found:
                     continue
                 if name not in self._watched:
+                    if one is None:
+                        continue
                     self._watched[name] = Watched(one, every_s=self._every_s)
-                self._watched[name].look(found[name], one, now)
+                try:
+                    self._watched[name].look(found[name], one, now)
+                except Exception:
+                    log.exception("a look at %s failed; the next one follows", name)
 
     def render(self) -> bytes:
         """The text format: what the replicas counted, and what the watch makes of it."""
         with self._lock:
             families = self._families()
-        text = "".join(generate_latest(_Fixed(family)).decode() for family in families)
+        text = "".join(generate_latest(Ready([family])).decode() for family in families)
         return generate_latest(merged(self._folder)) + text.encode()
 
     def _families(self) -> list[GaugeMetricFamily]:
@@ -76,7 +87,9 @@ class Watch:
 
         evidence, by_class = family("guard_attack_evidence"), family("guard_class_evidence")
         score, inputs = family("guard_score_drift"), family("guard_input_drift")
-        for name, watched in sorted(self._watched.items()):
+        images, size = family("guard_quarantine_images"), family("guard_quarantine_bytes")
+        fresh = time.monotonic() - self._looked < STALE_S
+        for name, watched in sorted(self._watched.items()) if fresh else ():
             evidence.add_metric([name], watched.evidence.value)
             for label, value in watched.evidence.by_class.items():
                 by_class.add_metric([name, label], value)
@@ -85,43 +98,52 @@ class Watch:
             for feature in FEATURES:
                 if (drift := watched.drift(feature)) is not None:
                     inputs.add_metric([name, feature], drift)
-        return [evidence, by_class, score, inputs]
+            if watched.facts.quarantine is not None:
+                there, held = kept.size(Path(watched.facts.quarantine))
+                images.add_metric([name], there)
+                size.add_metric([name], held)
+        return [evidence, by_class, score, inputs, images, size]
 
     def state(self) -> dict[str, Any]:
         """What the built-in page shows."""
         found = counters(merged(self._folder))
         with self._lock:
             models = [summary(watched, found[name]) for name, watched in sorted(self._watched.items()) if name in found]
-        return {"time": time.time(), "models": models}
+            folders = {
+                name: Path(watched.facts.quarantine)
+                for name, watched in self._watched.items()
+                if watched.facts.quarantine is not None
+            }
+        state = {"time": time.time(), "models": models}
+        if folders:
+            state["quarantine"] = [one for name, folder in folders.items() for one in kept.recent(folder, name)]
+        return state
 
 
-class _Fixed(CollectorRegistry):
-    """A registry of one family that is ready."""
+class Ready(CollectorRegistry):
+    """A registry of families that are ready."""
 
-    def __init__(self, family: GaugeMetricFamily) -> None:
+    def __init__(self, families: Iterable[Metric]) -> None:
         super().__init__()
-        self._family = family
+        self._families = list(families)
 
-    def collect(self) -> Any:
-        return [self._family]
+    def collect(self) -> Iterator[Metric]:
+        return iter(self._families)
 
 
 def merged(folder: Path) -> CollectorRegistry:
     """The series of all processes that wrote into ``folder``. Gauges of dead processes are forgotten."""
     for path in folder.glob("gauge_live*.db"):
         found = re.search(r"_(\d+)\.db$", path.name)
-        if found and not _running(int(found.group(1))):
-            mark_process_dead(int(found.group(1)), path=str(folder))  # type: ignore[no-untyped-call]
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=str(folder))  # type: ignore[no-untyped-call]
-    return registry
-
-
-def _running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        if found and not running(int(found.group(1))):
+            path.unlink(missing_ok=True)
+    for left in reversed(range(READS)):
+        registry = CollectorRegistry()
+        try:
+            MultiProcessCollector(registry, path=str(folder))  # type: ignore[no-untyped-call]
+            return Ready(registry.collect())
+        except (FileNotFoundError, struct.error, ValueError):  # of a process that has just begun, or ended
+            if not left:
+                raise
+            time.sleep(0.05)
+    raise AssertionError("unreachable")

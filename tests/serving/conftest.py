@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,6 @@ from prometheus_client import CollectorRegistry
 from deployments.config import ModelConfig
 from deployments.engine.classifier import Classifier
 from deployments.engine.metrics import Metrics
-
-
-@pytest.fixture(scope="module")
-def environment() -> Iterator[None]:
-    """Ray without its token file in the home folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        yield
 
 
 @pytest.fixture

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from hand import bna_artifact
 
 from deployments.config import SWITCHABLE, ModelConfig, ServeConfig
 from deployments.document import Document, check_with_serve, read
-from deployments.serve import serve
+from deployments.serve import _checked, serve
 from deployments.settings import checked
-from guard.errors import BadSetting
+from guard.errors import BadInput, BadSetting
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # Ray's own use of pydantic
 
@@ -239,3 +240,18 @@ def test_the_page_names_every_setting() -> None:
     example = page.split("```yaml\n")[1].split("```")[0]
     found = checked(Document, yaml.safe_load(example))
     assert [model.name for model in found.guard.models] == ["resnet18", "digits"]
+
+
+@pytest.mark.parametrize(
+    ("args", "field"),
+    [
+        ({"models": [{"artifact": "hand", "threshold": 0.01}]}, "threshold"),
+        ({"models": [{"artifact": "hand"}], "grpc": {"port": 8000}}, "grpc.port"),
+        ({"models": [{"artifact": "hand"}], "keys": {"file": "nowhere.keys"}}, "keys"),
+    ],
+)
+def test_what_the_artifact_and_the_machine_refuse(write, tmp_path: Path, args: dict, field: str) -> None:
+    """Before Ray starts: a threshold where there are no p-values, one port for two servers, keys that are not there."""
+    bna_artifact(0).save(tmp_path / "hand")
+    with pytest.raises(BadInput, match=field):
+        _checked(read(write(args), {}))

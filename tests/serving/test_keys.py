@@ -272,6 +272,15 @@ def test_metrics_are_for_administration(tmp_path) -> None:
         assert client.get("/metrics").status_code == 200
 
 
+def test_metrics_have_two_paths(tmp_path) -> None:
+    """The text format and the page's JSON; nothing else is there, and nothing is posted."""
+    with Client(build_metrics_app(Watch(tmp_path))) as client:
+        assert client.get("/metrics").headers["content-type"].startswith("text/plain")
+        assert client.get("/metrics/state").json()["models"] == []
+        assert client.get("/metrics/other").status_code == 404
+        assert client.post("/metrics").status_code == 405
+
+
 def test_every_answer_is_safe_to_hold(server) -> None:
     """Errors of ours and of the router included."""
     client = server()

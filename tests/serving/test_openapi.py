@@ -85,10 +85,12 @@ def test_the_document_tells_of_the_models(offers) -> None:
 
 
 def test_keys_are_told_where_they_are_required() -> None:
-    """By role, on all routes but health; and 401 and 403 are answers only where they can be."""
+    """By role, on all routes but health and the page, which holds nothing; 401 and 403 are answers only where they can
+    be."""
     told = operations(document([SMALL], "9.9", secured=True))
     for (_, path), one in told.items():
-        role = None if re.search("/(live|ready)$", path) else "administration" if path == "/metrics" else "inference"
+        free = re.search("/(live|ready|guard/?)$", path)
+        role = None if free else "administration" if path == "/metrics" else "inference"
         assert one["security"] == ([{"bearer": [role]}, {"header": [role]}] if role else []), path
         assert ("401" in one["responses"], "403" in one["responses"]) == (bool(role), role == "administration"), path
     text = str(document([SMALL], "9.9", secured=False))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import subprocess
 import sys
@@ -11,12 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.random import Generator
+from PIL import Image
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from deployments.engine.metrics import Metrics, input_buckets, score_buckets
+from deployments.events import shelf
 from deployments.series import CLASSES, OTHER
-from deployments.watch.counters import counters
+from deployments.watch import kept
+from deployments.watch.counters import Counters, Sample, counters
 from deployments.watch.facts import Facts, facts_of, read_facts, shape
 from deployments.watch.models import Watched, summary
 from deployments.watch.watch import Watch
@@ -164,14 +169,17 @@ def test_bna_bets_on_its_classes_alone() -> None:
 
 def test_many_classes_are_few_labels() -> None:
     """A class gets a label of its own with its first flagged image, up to a hundred; nothing is lost in the sum."""
-    metrics = Metrics("m", [f"class {index}" for index in range(1000)], registry=CollectorRegistry())
+    registry = CollectorRegistry()
+    metrics = Metrics("m", [f"class {index}" for index in range(1000)], registry=registry)
     assert metrics.labels == (OTHER,)
     for index in range(150):
         metrics.verdicts(np.array([index, index]), np.array([True, False]))
-    assert len(metrics.labels) == CLASSES + 1
-    assert metrics.flagged("class 0")._value.get() == 1  # type: ignore[attr-defined]
-    assert metrics.flagged(OTHER)._value.get() == 50  # type: ignore[attr-defined]
-    assert sum(metrics.predicted(label)._value.get() for label in metrics.labels) == 300  # type: ignore[attr-defined]
+    flagged, predicted = (
+        counters(registry)["m"].by(f"guard_{what}_total", "predicted_class") for what in ("flagged", "predicted")
+    )
+    assert len(flagged) == CLASSES + 1
+    assert (flagged["class 0",], flagged[OTHER,]) == (1, 50)
+    assert sum(predicted.values()) == 300
 
 
 def test_a_class_that_turns_up_is_watched() -> None:
@@ -209,6 +217,97 @@ def test_the_page_has_the_counters_numbers() -> None:
     assert len(page["score"]["clean"]) == len(page["score"]["counts"]) == len(page["score"]["bounds"]) + 1
 
 
+def test_replicas_that_do_not_agree() -> None:
+    """While a change is under way nothing is bet on; afterwards anew, once what was in flight is through."""
+    replica = Replica()
+    watched = Watched(replica.facts(), every_s=1.0)
+    look(watched, replica)
+    replica.serve(np.full(60, 20.0), np.zeros(60, int))
+    watched.look(counters(replica.registry)["m"], None, now=0.0)
+    look(watched, replica)
+    assert watched.evidence.value == 0.0
+    changed = replica.facts(threshold=0.001)
+    for now, value in ((100.0, 0.0), (105.0, 0.0), (111.0, LEVEL)):
+        watched.look(counters(replica.registry)["m"], changed, now=now)
+        assert watched.evidence.value >= value
+        assert (value > 0) == (watched.evidence.value > 0)
+        replica.serve(np.full(60, 20.0), np.zeros(60, int))
+
+
+def test_what_processes_say(tmp_path: Path) -> None:
+    """Those that live, while they agree; the dead are forgotten, and what cannot be read is left out."""
+    facts = Replica().facts()
+    facts.write(tmp_path)
+    place = tmp_path / "models"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (place / f"m.{dead.pid}.json").write_text(facts.model_copy(update={"version": "0"}).model_dump_json())
+    (place / f"n.{os.getpid()}.json").write_text('{"model": "n", "new_key": 1}')
+    assert read_facts(tmp_path) == {"m": facts}
+    assert not (place / f"m.{dead.pid}.json").exists()
+    (place / f"m.{os.getppid()}.json").write_text(facts.model_copy(update={"version": "2"}).model_dump_json())
+    assert read_facts(tmp_path) == {"m": None}
+
+
+def test_a_replica_with_other_bins() -> None:
+    """One that began with another artifact: drift is not known while it counts, and evidence goes on."""
+    rng, replica = np.random.default_rng(7), Replica()
+    registry = CollectorRegistry()
+    stranger = Metrics("m", NAMES, registry=registry, score_buckets=(0.05, 0.15), brightness_buckets=(0.33,))
+    watched = Watched(replica.facts(), every_s=1.0)
+
+    def both() -> Counters:
+        found = [counters(one)["m"] for one in (replica.registry, registry)]
+        samples = [sample for one in found for several in one._samples.values() for sample in several]
+        bins: dict[str, dict[float, float]] = {}
+        for one in found:
+            for series in ("guard_score", "guard_input_brightness", "guard_input_contrast", "guard_p_value"):
+                histogram = one.histogram(series)
+                assert histogram is not None
+                for bound, number in zip(histogram.bounds, histogram.counts, strict=True):
+                    place = bins.setdefault(series, {})
+                    place[bound] = place.get(bound, 0.0) + number
+        samples = [sample for sample in samples if not sample.name.endswith("_bucket")]
+        for series, place in bins.items():
+            total = 0.0
+            for bound in sorted(place):
+                total += place[bound]
+                samples.append(Sample(f"{series}_bucket", {"le": str(bound)}, total))
+        return Counters(samples)
+
+    watched.look(both(), replica.facts(), now=0.0)
+    for _ in range(10):
+        replica.serve(*clean(rng, 50))
+        watched.look(both(), replica.facts(), now=0.0)
+    assert watched.drift("score") is not None
+    stranger.statistics(np.array([0.1]), np.array([0.5]))
+    stranger.images(np.full((1, 3, 2, 2), 0.3, np.float32))
+    watched.look(both(), replica.facts(), now=0.0)
+    assert watched.drift("score") is watched.drift("brightness") is None
+    replica.serve(np.full(60, 20.0), np.zeros(60, int))
+    watched.look(both(), replica.facts(), now=0.0)
+    assert watched.evidence.value > LEVEL
+
+
+def test_what_the_quarantine_holds(tmp_path: Path) -> None:
+    """Counted for the metrics, and shown newest first as small pictures, of this model alone."""
+    folder, file = tmp_path / "held", io.BytesIO()
+    shelf.make(folder)
+    Image.new("RGB", (300, 200), "red").save(file, "PNG")
+    for number, model in enumerate(("m", "m", "other")):
+        line = {"time": f"2026-11-21T09:00:0{number}+00:00", "model": model, "label": 3, "predicted_class": "class 3"}
+        line |= {"score": float(number), "version": "1", "fingerprint": "f"}
+        shelf.put(folder, file.getvalue(), line, now=1.0 + number)
+    assert kept.size(folder)[0] == 3
+    assert kept.size(folder)[1] > 3 * len(file.getvalue())
+    found = kept.recent(folder, "m")
+    assert [one["score"] for one in found] == [1.0, 0.0]
+    with Image.open(io.BytesIO(base64.b64decode(found[0]["thumbnail"].partition(",")[2]))) as picture:
+        assert picture.size == (96, 64)
+    assert kept.size(tmp_path / "nowhere") == (0, 0)
+    assert kept.recent(tmp_path / "nowhere", "m") == []
+
+
 REPLICA = """
 import sys
 import numpy as np
@@ -222,8 +321,9 @@ for line in sys.stdin:
 """
 
 
-def test_over_processes_that_come_and_go(tmp_path: Path) -> None:
-    """Two replicas each see half of an attack; one is killed; the evidence is that of the sum, and is exported."""
+def test_over_processes_that_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two replicas each see half of an attack; one is killed; the evidence is that of the sum, and is exported, unless
+    the watch has not looked for long."""
 
     def tell(process: subprocess.Popen[str], count: int) -> None:
         assert process.stdin is not None
@@ -272,3 +372,6 @@ def test_over_processes_that_come_and_go(tmp_path: Path) -> None:
     assert found["guard_attack_evidence", None] > LEVEL
     assert found["guard_class_evidence", "class 0"] > found["guard_class_evidence", "class 1"] == 0.0
     assert watch.state()["models"][0]["evidence"] == found["guard_attack_evidence", None]
+    monkeypatch.setattr("deployments.watch.watch.STALE_S", 0.0)
+    assert b"guard_attack_evidence{" not in watch.render()
+    assert b"guard_flagged_total{" in watch.render()
