@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup, escape
 
 from deployments.http.headers import page_policy
 
@@ -29,8 +30,16 @@ def policy() -> str:
     return page_policy(base64.b64encode(hashlib.sha256(style.encode()).digest()).decode())
 
 
+def _code(text: str) -> Markup:
+    """Escaped, with what stands between backticks as code."""
+    parts = [escape(part) if index % 2 == 0 else Markup("<code>%s</code>") % part
+             for index, part in enumerate(text.split("`"))]  # fmt: skip
+    return Markup("").join(parts)
+
+
 @cache
 def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["code"] = _code
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=1, ensure_ascii=False)
     return environment.from_string(TEMPLATE.read_text("utf-8"))
