@@ -135,12 +135,13 @@ def shape(bounds: Sequence[float], clean: Sequence[float] | None, images: int) -
 
 def nominal_ratios(manifest: Mapping[str, Any], labels: Sequence[str], threshold: float | None) -> dict[str, float]:
     """Label → share of its clean images that are flagged: the threshold for each class where there are p-values, else
-    what the fit measured for the corrected classes, with the doubt of few images."""
+    what the fit measured for the corrected classes, with the doubt of few images; none where it does not say."""
     if threshold is not None:
         return dict.fromkeys(labels, threshold)
     fit = manifest.get("fit", {})
     ratios = {}
     for target, facts in fit.get("targets", {}).items():
-        images = max(int(fit["images_per_class"][int(target)]), 1)
-        ratios[str(manifest["classes"][int(target)])] = (facts["fpr_target"] * images + 1) / (images + 2)
+        if "fpr_target" in facts and "images_per_class" in fit:
+            images = int(fit["images_per_class"][int(target)])
+            ratios[str(manifest["classes"][int(target)])] = (facts["fpr_target"] * images + 1) / (images + 2)
     return ratios

@@ -157,6 +157,7 @@ def test_bna_bets_on_its_classes_alone() -> None:
     """No p-values and no clean scores; the share that the fit measured on few images is taken with doubt."""
     replica = Replica(manifest("bna", targets={"3": {"fpr_target": 0.0}}, images_per_class=[50] * 10))
     facts = replica.facts()
+    assert Replica(manifest("bna", targets={"3": {}})).facts().nominal == {}
     assert facts.nominal == {"class 3": pytest.approx(1 / 52)}
     assert facts.support is None
     watched = Watched(facts, every_s=1.0)
