@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,7 +106,10 @@ class GuardedReplica:
 
         from deployments.watch.watch import merged
 
-        return generate_latest(self._registry if self._folder is None else merged(Path(self._folder)))
+        folder = self._folder
+        return await asyncio.to_thread(
+            lambda: generate_latest(self._registry if folder is None else merged(Path(folder)))
+        )
 
     async def ready(self) -> bool:
         """Whether it can answer; an ``upstream`` may come later."""

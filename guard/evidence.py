@@ -113,7 +113,8 @@ class Evidence:
         self._everything = None if everything is None else Detector(everything)
         self._classes = {label: Detector(bets) for label, bets in by_class.items()}
         self._new = new
-        self._price = float(np.log(max(most or 0, len(by_class), 1)))
+        self._most = max(most or 0, len(by_class), 1)
+        self._price = float(np.log(self._most))
 
     def update(self, counts: Values | None, flagged: Mapping[str, float], predicted: Mapping[str, float]) -> None:
         """What came since the last update.
@@ -127,7 +128,7 @@ class Evidence:
             hits = flagged.get(label, 0.0)
             detector.update(np.array([max(predicted.get(label, 0.0) - hits, 0.0), hits]))
         if self._new is not None:
-            for label in predicted.keys() - self._classes.keys():
+            for label in sorted(predicted.keys() - self._classes.keys())[: max(self._most - len(self._classes), 0)]:
                 self._classes[label] = Detector(self._new)
 
     @property

@@ -36,6 +36,7 @@ FAILURES = (
     ("statistic", "closed"),
 )
 MAGNITUDES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+FEATURED = 4  # images a request
 EVENTS = ("sent", "dropped", "failed")
 KEPT = ("kept", "dropped", "failed")
 SCORES = (*(-size for size in reversed(MAGNITUDES)), 0.0, *MAGNITUDES)
@@ -106,6 +107,7 @@ class Metrics:
         self._calibrated = gauge("guard_calibrated_timestamp_seconds")
         self._artifact = gauge("guard_artifact_info")
         self._served: Gauge | None = None
+        self._flags_by_p_value = False
         self._start_at_zero()
 
     def _start_at_zero(self) -> None:
@@ -143,10 +145,11 @@ class Metrics:
         self._calibrated().set(datetime.fromisoformat(created_at).timestamp())
 
     def threshold(self, p_value: float | None) -> None:
-        """Say below which p-value images are flagged; None leaves the series out."""
-        if p_value is not None:
-            self._threshold().set(p_value)
-            self._nominal().set(p_value)
+        """Say below which p-value images are flagged; None, where there are none, leaves the series out."""
+        if p_value is not None or self._flags_by_p_value:
+            self._threshold().set(math.nan if p_value is None else p_value)
+            self._nominal().set(math.nan if p_value is None else p_value)
+            self._flags_by_p_value = True
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -158,8 +161,8 @@ class Metrics:
             self.stage_seconds(name).observe(time.perf_counter() - started)
 
     def images(self, images: NDArray[np.float32]) -> None:
-        """Observe brightness and contrast of the images [n, C, H, W] of one request."""
-        brightness, contrast = brightness_and_contrast(images)
+        """Observe brightness and contrast of the first few of the images [n, C, H, W] of one request."""
+        brightness, contrast = brightness_and_contrast(images[:FEATURED])
         for value in brightness.tolist():
             self.brightness().observe(value)
         for value in contrast.tolist():
@@ -177,13 +180,12 @@ class Metrics:
             self.flagged(name).inc(number)
 
     def _class_label(self, index: int, flagged: bool) -> str:
-        """What predicted_class says of a class: its name while there are few, else from its first flagged image on."""
+        """What predicted_class says of a class: its name while there are few, else after its first flagged image."""
         name = self._classes[index]
         if name in self._own:
             return name
         if flagged and len(self._own) <= CLASSES:
-            self._own.add(name)
-            return name
+            self._own.add(name)  # from the next one on: this one has it for being flagged, so it tells nothing
         return OTHER
 
     def statistics(self, score: NDArray[np.float64], p_value: NDArray[np.float64] | None) -> None:

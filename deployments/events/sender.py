@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from deployments.events.cloudevents import count_of, events_of
 from deployments.events.flagged import Flagged
 from deployments.events.outbox import Outbox
@@ -38,9 +41,9 @@ class Sender:
 
     def offer(self, flagged: Flagged) -> None:
         """Tell of this request some time; at once where there is no room, count that nobody will."""
-        size = flagged.images.nbytes if self._settings.payloads else 0
-        kept = flagged if self._settings.payloads else flagged._replace(images=flagged.images[:0].copy())
-        if not self._outbox.put(kept, size):
+        kept = _own(flagged) if self._settings.payloads else _light(flagged)
+        arrays = (kept.images, kept.scored.logits, kept.evidence.corrected_logits)
+        if not self._outbox.put(kept, sum(array.nbytes for array in arrays)):
             self._count("dropped", count_of(self._settings))
 
     def close(self, flush_s: float) -> None:
@@ -60,3 +63,19 @@ class Sender:
                 self._count("sent", 1)
         finally:
             self._count("dropped" if self._outbox.gone.is_set() else "failed", due)
+
+
+def _own(flagged: Flagged) -> Flagged:
+    """With logits of its own: views would keep those of the whole batch in memory."""
+    return _with(flagged, flagged.scored.logits.copy(), flagged.evidence.corrected_logits.copy())
+
+
+def _light(flagged: Flagged) -> Flagged:
+    """Without images and logits, which a verdict does not tell."""
+    none = flagged.scored.logits[:0].copy()
+    return _with(flagged._replace(images=flagged.images[:0].copy()), none, none)
+
+
+def _with(flagged: Flagged, logits: NDArray[np.float32], corrected_logits: NDArray[np.float32]) -> Flagged:
+    evidence = flagged.evidence._replace(corrected_logits=corrected_logits)
+    return flagged._replace(scored=flagged.scored._replace(logits=logits, evidence=evidence))

@@ -131,13 +131,16 @@ def entries(folder: Path) -> list[Entry]:
     """
     if not folder.is_dir():
         raise BadData(f"quarantine: there is no folder {folder}.", field="quarantine")
-    found = []
-    for one in held(folder):
-        with contextlib.suppress(OSError, ValueError, RecursionError, BadSetting):
-            entry = checked(Entry, json.loads((folder / f"{one.stem}.json").read_bytes()))
-            if entry.file == f"{one.stem}.png" and (folder / entry.file).is_file():
-                found.append(entry)
-    return found
+    return [entry for one in held(folder) if (entry := read(folder, one)) is not None]
+
+
+def read(folder: Path, one: Held) -> Entry | None:
+    """An image by its line; None where it is gone, or whole no more."""
+    with contextlib.suppress(OSError, ValueError, RecursionError, BadSetting):
+        entry = checked(Entry, json.loads((folder / f"{one.stem}.json").read_bytes()))
+        if entry.file == f"{one.stem}.png" and (folder / entry.file).is_file():
+            return entry
+    return None
 
 
 def chosen(

@@ -18,6 +18,7 @@ from deployments.settings import Settings
 from guard.null import law_from_json
 
 FOLDER = "models"
+SHAPES = ("score", "brightness", "contrast")
 log = logging.getLogger(__name__)
 
 
@@ -51,6 +52,7 @@ class Facts(Settings):
     score: Shape | None = None
     brightness: Shape | None = None
     contrast: Shape | None = None
+    began: int = Field(default_factory=lambda: began(os.getpid()), description="When the process that says so began.")
     quarantine: str | None = Field(default=None, description="The folder where flagged images are kept.")
 
     def write(self, folder: Path) -> None:
@@ -65,21 +67,41 @@ class Facts(Settings):
 def read_facts(folder: Path) -> dict[str, Facts | None]:
     """model → what the processes that live say; None where they do not agree, as while a change is under way.
 
-    What dead processes said is removed; a file that cannot be read, of another release perhaps, is left out.
+    Shapes on which they do not agree, since one began with another artifact and has its bins, are left out. What dead
+    processes said is removed; a file that cannot be read, of another release perhaps, is left out.
     """
-    found: dict[str, set[str]] = {}
+    found: dict[str, list[Facts]] = {}
     for path in sorted((folder / FOLDER).glob("*.json")):
         model, _, process = path.stem.rpartition(".")
         if not process.isdigit() or not running(int(process)):
             path.unlink(missing_ok=True)
             continue
         try:
-            said = Facts.model_validate_json(path.read_text()).model_dump_json()
+            said = Facts.model_validate_json(path.read_text())
         except (OSError, ValueError) as error:
             log.warning("%s is not read: %s", path.name, error)
+            continue
+        if said.began != began(int(process)):  # another process has its number now
+            path.unlink(missing_ok=True)
         else:
-            found.setdefault(model, set()).add(said)
-    return {model: Facts.model_validate_json(said.pop()) if len(said) == 1 else None for model, said in found.items()}
+            found.setdefault(model, []).append(said.model_copy(update={"began": 0}))
+    return {model: _agreed(said) for model, said in found.items()}
+
+
+def _agreed(said: Sequence[Facts]) -> Facts | None:
+    first = said[0]
+    shapes = {name: getattr(first, name) for name in SHAPES}
+    shapes = {name: one if all(getattr(other, name) == one for other in said) else None for name, one in shapes.items()}
+    agreed = {one.model_copy(update=shapes).model_dump_json() for one in said}
+    return first.model_copy(update=shapes) if len(agreed) == 1 else None
+
+
+def began(process: int) -> int:
+    """When a process began, in ticks since the machine did; 0 where nobody tells."""
+    try:
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return 0
 
 
 def running(process: int) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from deployments.events.shelf import Entry, chosen, entries, held
+from deployments.events.shelf import Entry, held, read
 
 SHOWN = 24
 THUMBNAIL = 96  # pixels
@@ -24,20 +24,16 @@ def size(folder: Path) -> tuple[int, int]:
 
 def recent(folder: Path, model: str) -> list[dict[str, Any]]:
     """The newest images of a model, newest first: time (ISO 8601), model, class, score, thumbnail (a data URI)."""
-    if not folder.is_dir():
-        return []
-    mine = [entry for entry in chosen(entries(folder), None) if entry.model == model]
-    return [
-        {
-            "time": entry.time.isoformat(),
-            "model": entry.model,
-            "class": entry.predicted_class,
-            "score": entry.score,
-            "thumbnail": picture,
-        }
-        for entry in reversed(mine[-SHOWN:])
-        if (picture := _thumbnail(folder, entry))
-    ]
+    found: list[dict[str, Any]] = []
+    for one in reversed(held(folder)):
+        entry = read(folder, one)
+        picture = None if entry is None or entry.model != model else _thumbnail(folder, entry)
+        if entry is not None and picture is not None:
+            what = {"time": entry.time.isoformat(), "model": model, "class": entry.predicted_class}
+            found.append({**what, "score": entry.score, "thumbnail": picture})
+        if len(found) == SHOWN:
+            break
+    return found
 
 
 def _thumbnail(folder: Path, entry: Entry) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -12,7 +13,7 @@ import numpy as np
 
 from deployments.series import CLASSES, OTHER, P_VALUES
 from deployments.watch.counters import Counters, Histogram
-from deployments.watch.facts import Facts, Shape
+from deployments.watch.facts import SHAPES, Facts, Shape
 from guard.drift import Window
 from guard.evidence import Bets, Evidence, power_bets, share_bets
 
@@ -37,6 +38,7 @@ class Watched:
 
     def __init__(self, facts: Facts, *, every_s: float, keep_s: float = 1800.0) -> None:
         self.history: deque[dict[str, float]] = deque(maxlen=int(keep_s / every_s))
+        self.seen = time.monotonic()  # when its counters were last taken in
         self._before: Moment | None = None
         self._take(facts, settled=-math.inf)
 
@@ -59,6 +61,9 @@ class Watched:
     def look(self, counters: Counters, facts: Facts | None, now: float) -> None:
         """Take in what was counted since the last look. facts: None while replicas do not agree, which says nothing."""
         moment = _moment(counters)
+        self.seen = self.seen if facts is None else time.monotonic()
+        if facts is not None and _but_shapes(facts) == _but_shapes(self.facts):
+            self.facts = facts
         if facts is not None and facts != self.facts:
             self._take(facts, settled=now + SETTLE_S)
         elif facts is not None and self._before is not None and now > self._settled:
@@ -119,6 +124,10 @@ def _moment(counters: Counters) -> Moment:
         {label: value for (label,), value in counters.by("guard_predicted_total", "predicted_class").items()},
         shapes,
     )
+
+
+def _but_shapes(facts: Facts) -> Facts:
+    return facts.model_copy(update=dict.fromkeys(SHAPES))
 
 
 def _by_bound(histogram: Histogram) -> dict[float, float]:

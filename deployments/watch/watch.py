@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from deployments.watch.models import FEATURES, Watched, summary
 
 EVERY_S = 2.0  # a look takes some 4 ms a replica
 STALE_S = 60.0  # what was seen longer ago is not exported any more, which an alert notices
+HEAD = 8  # bytes at the start of a file of counters
 READS = 5  # of files that come and go, before it is an error
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,6 @@ class Watch:
         self._folder = folder
         self._every_s = every_s
         self._watched: dict[str, Watched] = {}
-        self._looked = time.monotonic()
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
@@ -61,16 +62,14 @@ class Watch:
         now, facts = time.time(), read_facts(self._folder)
         found = counters(merged(self._folder))
         with self._lock:
-            self._looked = time.monotonic()
             for name, one in facts.items():
                 if name not in found:
                     continue
-                if name not in self._watched:
-                    if one is None:
-                        continue
-                    self._watched[name] = Watched(one, every_s=self._every_s)
                 try:
-                    self._watched[name].look(found[name], one, now)
+                    if name not in self._watched and one is not None:
+                        self._watched[name] = Watched(one, every_s=self._every_s)
+                    if name in self._watched:
+                        self._watched[name].look(found[name], one, now)
                 except Exception:
                     log.exception("a look at %s failed; the next one follows", name)
 
@@ -78,18 +77,16 @@ class Watch:
         """The text format: what the replicas counted, and what the watch makes of it."""
         with self._lock:
             families = self._families()
+        families += self._kept()
         text = "".join(generate_latest(Ready([family])).decode() for family in families)
         return generate_latest(merged(self._folder)) + text.encode()
 
     def _families(self) -> list[GaugeMetricFamily]:
-        def family(name: str) -> GaugeMetricFamily:
-            return GaugeMetricFamily(name, SERIES[name].text, labels=["model", *SERIES[name].labels])
-
-        evidence, by_class = family("guard_attack_evidence"), family("guard_class_evidence")
-        score, inputs = family("guard_score_drift"), family("guard_input_drift")
-        images, size = family("guard_quarantine_images"), family("guard_quarantine_bytes")
-        fresh = time.monotonic() - self._looked < STALE_S
-        for name, watched in sorted(self._watched.items()) if fresh else ():
+        evidence, by_class = _family("guard_attack_evidence"), _family("guard_class_evidence")
+        score, inputs = _family("guard_score_drift"), _family("guard_input_drift")
+        for name, watched in sorted(self._watched.items()):
+            if time.monotonic() - watched.seen >= STALE_S:
+                continue
             evidence.add_metric([name], watched.evidence.value)
             for label, value in watched.evidence.by_class.items():
                 by_class.add_metric([name, label], value)
@@ -98,26 +95,39 @@ class Watch:
             for feature in FEATURES:
                 if (drift := watched.drift(feature)) is not None:
                     inputs.add_metric([name, feature], drift)
-            if watched.facts.quarantine is not None:
-                there, held = kept.size(Path(watched.facts.quarantine))
+        return [evidence, by_class, score, inputs]
+
+    def _kept(self) -> list[GaugeMetricFamily]:
+        """What the quarantines hold, as far as they can be read."""
+        images, size = _family("guard_quarantine_images"), _family("guard_quarantine_bytes")
+        for name, folder in self._quarantines().items():
+            with suppress(OSError):
+                there, held = kept.size(folder)
                 images.add_metric([name], there)
                 size.add_metric([name], held)
-        return [evidence, by_class, score, inputs, images, size]
+        return [images, size]
+
+    def _quarantines(self) -> dict[str, Path]:
+        """model → folder."""
+        with self._lock:
+            folders = {name: watched.facts.quarantine for name, watched in self._watched.items()}
+        return {name: Path(folder) for name, folder in folders.items() if folder is not None}
 
     def state(self) -> dict[str, Any]:
         """What the built-in page shows."""
         found = counters(merged(self._folder))
         with self._lock:
             models = [summary(watched, found[name]) for name, watched in sorted(self._watched.items()) if name in found]
-            folders = {
-                name: Path(watched.facts.quarantine)
-                for name, watched in self._watched.items()
-                if watched.facts.quarantine is not None
-            }
-        state = {"time": time.time(), "models": models}
-        if folders:
-            state["quarantine"] = [one for name, folder in folders.items() for one in kept.recent(folder, name)]
+        state: dict[str, Any] = {"time": time.time(), "models": models}
+        for name, folder in self._quarantines().items():
+            state.setdefault("quarantine", [])
+            with suppress(OSError):
+                state["quarantine"] += kept.recent(folder, name)
         return state
+
+
+def _family(name: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, SERIES[name].text, labels=["model", *SERIES[name].labels])
 
 
 class Ready(CollectorRegistry):
@@ -145,5 +155,15 @@ def merged(folder: Path) -> CollectorRegistry:
         except (FileNotFoundError, struct.error, ValueError):  # of a process that has just begun, or ended
             if not left:
                 raise
+            _leave_out_broken(folder)
             time.sleep(0.05)
     raise AssertionError("unreachable")
+
+
+def _leave_out_broken(folder: Path) -> None:
+    """Remove files that a process left before it had written their head."""
+    for path in folder.glob("*.db"):
+        process = path.stem.rpartition("_")[2]
+        with suppress(OSError):
+            if path.stat().st_size < HEAD and process.isdigit() and not running(int(process)):
+                path.unlink()

@@ -242,7 +242,7 @@ def test_a_dead_sink_is_counted_and_logged_once(make, counted, caplog, monkeypat
 def test_images_that_wait_are_bounded_in_bytes(make, receiver, counted) -> None:
     """With payloads, images wait in memory: those beyond the bound are dropped, though the queue has places."""
     receiver.gate.clear()
-    size = TRIGGERED.nbytes
+    size = TRIGGERED.nbytes + 2 * 3 * 4  # and two rows of logits
     classifier = make(events={"url": receiver.url, "payloads": True, "queued_bytes": 2 * size, "timeout_s": 20})
 
     async def five(c):

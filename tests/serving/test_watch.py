@@ -22,9 +22,9 @@ from deployments.events import shelf
 from deployments.series import CLASSES, OTHER
 from deployments.watch import kept
 from deployments.watch.counters import Counters, Sample, counters
-from deployments.watch.facts import Facts, facts_of, read_facts, shape
+from deployments.watch.facts import Facts, began, facts_of, read_facts, shape
 from deployments.watch.models import Watched, summary
-from deployments.watch.watch import Watch
+from deployments.watch.watch import Watch, merged
 from guard.null import ExponentialTail
 
 ALPHA, LEVEL, CLEAN = 0.005, 9.0, 500
@@ -79,7 +79,8 @@ class Replica:
         self.metrics.statistics(scores, p_value)
         if brightness is not None:
             rows = np.repeat(brightness[:, None], 12, axis=1).astype(np.float32).reshape(-1, 3, 2, 2)
-            self.metrics.images(rows)
+            for row in rows:
+                self.metrics.images(row[None])
 
 
 def clean(rng: Generator, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -178,8 +179,11 @@ def test_many_classes_are_few_labels() -> None:
     flagged, predicted = (
         counters(registry)["m"].by(f"guard_{what}_total", "predicted_class") for what in ("flagged", "predicted")
     )
-    assert len(flagged) == CLASSES + 1
-    assert (flagged["class 0",], flagged[OTHER,]) == (1, 50)
+    assert len(predicted) == CLASSES + 1
+    assert (flagged.get(("class 0",), 0), flagged[OTHER,]) == (0, 150)
+    metrics.verdicts(np.array([0, 149]), np.array([True, True]))
+    flagged = counters(registry)["m"].by("guard_flagged_total", "predicted_class")
+    assert (flagged["class 0",], flagged[OTHER,]) == (1, 151)
     assert sum(predicted.values()) == 300
 
 
@@ -244,10 +248,19 @@ def test_what_processes_say(tmp_path: Path) -> None:
     dead.wait()
     (place / f"m.{dead.pid}.json").write_text(facts.model_copy(update={"version": "0"}).model_dump_json())
     (place / f"n.{os.getpid()}.json").write_text('{"model": "n", "new_key": 1}')
-    assert read_facts(tmp_path) == {"m": facts}
+    assert read_facts(tmp_path) == {"m": facts.model_copy(update={"began": 0})}
     assert not (place / f"m.{dead.pid}.json").exists()
-    (place / f"m.{os.getppid()}.json").write_text(facts.model_copy(update={"version": "2"}).model_dump_json())
+    other = facts.model_copy(update={"began": began(os.getppid()), "score": None})
+    (place / f"m.{os.getppid()}.json").write_text(other.model_dump_json())
+    found = read_facts(tmp_path)["m"]
+    assert found is not None
+    assert (found.score, found.brightness, found.nominal) == (None, facts.brightness, facts.nominal)
+    (place / f"m.{os.getppid()}.json").write_text(other.model_copy(update={"version": "2"}).model_dump_json())
     assert read_facts(tmp_path) == {"m": None}
+    (place / f"m.{os.getppid()}.json").write_text(
+        other.model_copy(update={"began": 1, "version": "2"}).model_dump_json()
+    )
+    assert read_facts(tmp_path) == {"m": facts.model_copy(update={"began": 0})}
 
 
 def test_a_replica_with_other_bins() -> None:
@@ -288,6 +301,22 @@ def test_a_replica_with_other_bins() -> None:
     replica.serve(np.full(60, 20.0), np.zeros(60, int))
     watched.look(both(), replica.facts(), now=0.0)
     assert watched.evidence.value > LEVEL
+
+
+def test_files_that_are_broken(tmp_path: Path) -> None:
+    """What a killed process left before it wrote a byte is removed, and a quarantine that is none is left out."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / f"counter_{dead.pid}.db").touch()
+    assert list(merged(tmp_path).collect()) == []
+    assert not list(tmp_path.glob("*.db"))
+    file = tmp_path / "no folder"
+    file.touch()
+    watch = Watch(tmp_path)
+    watch._watched["m"] = Watched(Replica().facts().model_copy(update={"quarantine": str(file)}), every_s=1.0)
+    assert b"guard_attack_evidence{" in watch.render()
+    assert b"guard_quarantine_images{" not in watch.render()
+    assert watch.state()["quarantine"] == []
 
 
 def test_what_the_quarantine_holds(tmp_path: Path) -> None:
@@ -349,7 +378,7 @@ def test_over_processes_that_come_and_go(tmp_path: Path, monkeypatch: pytest.Mon
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
         Replica().facts().write(tmp_path)
-        assert read_facts(tmp_path)["m"] == Replica().facts()
+        assert read_facts(tmp_path)["m"] == Replica().facts().model_copy(update={"began": 0})
         watch = Watch(tmp_path)
         watch.look()
         for _ in range(4):

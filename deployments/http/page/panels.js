@@ -2,7 +2,7 @@
 
 const SLIGHT = 3; // log10 of the evidence under which nothing is said
 const CLASSES = 12;
-const STAGES = ["decode", "queue", "original", "corrected", "statistic", "total"];
+const STAGES = ["decode", "queue", "original", "upstream", "corrected", "statistic", "total"];
 
 const level = (model) => (model.evidence >= ALARM ? "alarm" : model.evidence >= SLIGHT ? "some" : "none");
 
