@@ -74,7 +74,7 @@ def test_the_numbers_are_those_of_the_metrics(browser: Browser, serve, replica) 
         assert shown == counts[: len(shown)]
         assert sum(shown) == 1812
     latency = {row[0]: row[2:] for row in rows(browser, "latency-rows")}
-    assert [*latency][:6] == ["decode", "queue", "original", "corrected", "statistic", "total"]
+    assert [*latency] == ["decode", "queue", "original", "upstream", "corrected", "statistic", "total"]
     assert latency["total"][0].endswith("\N{NO-BREAK SPACE}ms")
     assert 20 < float(latency["total"][0].split()[0]) < 30
     assert latency["statistic"] == ["–", "–"]
