@@ -6,9 +6,9 @@ process starts, counters live in files that survive a crash, and ``exposition`` 
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections import Counter as Counts
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -170,14 +170,17 @@ class Metrics:
 
     def verdicts(self, label: NDArray[np.int64], flagged: NDArray[np.bool_]) -> None:
         """Count the images of one request: label, flagged [n]."""
-        count = int(flagged.sum())
-        self.inputs("flagged").inc(count)
-        self.inputs("clean").inc(len(flagged) - count)
-        labels = [self._class_label(index, bool(flag)) for index, flag in zip(label, flagged, strict=True)]
-        for name, number in Counts(labels).items():
-            self.predicted(name).inc(number)
-        for name, number in Counts(name for name, flag in zip(labels, flagged, strict=True) if flag).items():
-            self.flagged(name).inc(number)
+        flags = flagged.tolist()
+        count = sum(flags)
+        if count:
+            self.inputs("flagged").inc(count)
+        if count < len(flags):
+            self.inputs("clean").inc(len(flags) - count)
+        labels = [self._class_label(index, flag) for index, flag in zip(label.tolist(), flags, strict=True)]
+        for name in labels:
+            self.predicted(name).inc()
+        for name in itertools.compress(labels, flags):
+            self.flagged(name).inc()
 
     def _class_label(self, index: int, flagged: bool) -> str:
         """What predicted_class says of a class: its name while there are few, else after its first flagged image."""
