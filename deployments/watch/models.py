@@ -61,14 +61,14 @@ class Watched:
     def look(self, counters: Counters, facts: Facts | None, now: float) -> None:
         """Take in what was counted since the last look. facts: None while replicas do not agree, which says nothing."""
         moment = _moment(counters)
+        before, self._before = self._before, moment  # whatever fails below, nothing is bet on twice
         self.seen = self.seen if facts is None else time.monotonic()
-        if facts is not None and _but_shapes(facts) == _but_shapes(self.facts):
-            self.facts = facts
-        if facts is not None and facts != self.facts:
+        if facts is not None and _but_shapes(facts) != _but_shapes(self.facts):
             self._take(facts, settled=now + SETTLE_S)
-        elif facts is not None and self._before is not None and now > self._settled:
-            self._update(self._before, moment)
-        self._before = moment
+        elif facts is not None:
+            self._reshape(facts)
+            if before is not None and now > self._settled:
+                self._update(before, moment)
         self.history.append(
             {
                 "time": now,
@@ -77,6 +77,13 @@ class Watched:
                 "flagged": sum(moment.flagged.values()),
             }
         )
+
+    def _reshape(self, facts: Facts) -> None:
+        """The same artifact, in other bins perhaps: of those nothing is known yet."""
+        for name in SHAPES:
+            if getattr(facts, name) != getattr(self.facts, name):
+                self._windows.pop(name, None)
+        self.facts = facts
 
     def _update(self, before: Moment, after: Moment) -> None:
         bins = _increase(before.p_values, after.p_values)

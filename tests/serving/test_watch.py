@@ -303,6 +303,26 @@ def test_a_replica_with_other_bins() -> None:
     assert watched.evidence.value > LEVEL
 
 
+def test_the_same_artifact_in_other_bins() -> None:
+    """Once every replica has other bins, drift begins anew; evidence goes on, and nothing is bet on twice."""
+    rng, replica = np.random.default_rng(8), Replica()
+    facts = replica.facts()
+    assert facts.brightness is not None
+    fewer = facts.brightness.model_copy(update={"bounds": facts.brightness.bounds[:2], "shares": (0.1, 0.1, 0.8)})
+    watched = Watched(facts, every_s=1.0)
+    look(watched, replica, facts)
+    for _ in range(10):
+        replica.serve(*clean(rng, 50))
+        look(watched, replica, facts)
+    assert watched.drift("brightness") is not None
+    replica.serve(np.full(6, 20.0), np.zeros(6, int))
+    for _ in range(5):
+        look(watched, replica, facts.model_copy(update={"brightness": fewer}))
+    assert watched.drift("brightness") is None
+    assert watched.drift("score") is not None
+    assert 0 < watched.evidence.value < LEVEL
+
+
 def test_files_that_are_broken(tmp_path: Path) -> None:
     """What a killed process left before it wrote a byte is removed, and a quarantine that is none is left out."""
     dead = subprocess.Popen([sys.executable, "-c", ""])
