@@ -8,7 +8,6 @@ others. The true trigger is used to measure alone.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 import guard
+from benchmarks import record
 from benchmarks.known_networks import TARGETS, split, trigger_of
 from guard.config import REFINEMENTS
 from guard.data import Data, as_float
@@ -62,7 +62,7 @@ def line(row: dict[str, Any]) -> str:
 @click.option("--refine", default="tv", show_default=True, help=f"Some of {', '.join(REFINEMENTS)}.")
 @click.option("--seeds", default="0,1,2", show_default=True)
 @click.option("--cases", default=",".join(TARGETS), show_default=True)
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows as JSON.")
+@record.json_option
 def main(networks: Path, data_path: Path, refine: str, seeds: str, cases: str, json_path: Path | None) -> None:
     with np.load(data_path) as archive:
         data = Data(torch.from_numpy(archive["x_test"]), torch.from_numpy(archive["y_test"]).long(), None, "cifar10")
@@ -77,8 +77,7 @@ def main(networks: Path, data_path: Path, refine: str, seeds: str, cases: str, j
             for seed in (int(part) for part in seeds.split(",")):
                 rows.append(measure(networks, case, fitted_on, rest, kind, seed))
                 click.echo(line(rows[-1]))
-    if json_path:
-        json_path.write_text(json.dumps(rows, indent=2) + "\n")
+    record.write(json_path, rows=rows)
 
 
 if __name__ == "__main__":

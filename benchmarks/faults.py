@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import platform
 import signal
 import tempfile
 import time
@@ -35,7 +34,7 @@ from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
 import guard
-from benchmarks.twin_cost import processor
+from benchmarks import record
 from deployments.config import ModelConfig, ServeConfig
 from deployments.demo import story
 from deployments.document import Document, document
@@ -45,7 +44,6 @@ from guard.artifact import Artifact, load_artifact
 from guard.data import as_float
 from guard.progress import bars
 from guard.rules import MarginChange
-from guard.versions import versions
 
 NAME = "digits"
 Expected = dict[tuple[str, str], tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]
@@ -219,7 +217,7 @@ def counted(url: str) -> dict[str, float]:
 @click.option("--kill-every", default=10.0, show_default=True, help="Seconds.")
 @click.option("--pause", default=0.5, show_default=True, help="Seconds before the second try.")
 @click.option("--proxy", type=click.Choice(PROXIES), default="auto", show_default=True)
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures as JSON.")
+@record.json_option
 def main(
     requests: int, concurrency: int, kill_every: float, pause: float, proxy: Proxy, json_path: Path | None
 ) -> None:
@@ -240,9 +238,7 @@ def main(
         click.echo(f"{name:16} {value}")
     for one in load.wrong[:10]:
         click.echo(f"wrong: {one}")
-    if json_path:
-        hardware = {"machine": platform.machine(), "processor": processor(), "cores": os.cpu_count()}
-        json_path.write_text(json.dumps(figures | {"hardware": hardware, "versions": versions()}, indent=2) + "\n")
+    record.write(json_path, **figures)
     if load.wrong or load.twice or load.answered != requests:
         raise SystemExit(1)
 

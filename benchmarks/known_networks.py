@@ -9,7 +9,6 @@ others. *weak*: the trigger blended with the clean image until the original netw
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import guard
+from benchmarks import record
 from guard.config import BOUNDS
 from guard.data import Data, as_float
 from guard.null import LAWS, fit_law
@@ -94,7 +94,7 @@ def _fpr_by_law(artifact: guard.Artifact, images: Tensor, settings: guard.FitSet
 @click.option("--data", "data_path", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--bounds", default=",".join(BOUNDS), show_default=True)
 @click.option("--seeds", default="0", show_default=True)
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows as JSON.")
+@record.json_option
 def main(networks: Path, data_path: Path, bounds: str, seeds: str, json_path: Path | None) -> None:
     with np.load(data_path) as archive:
         data = Data(torch.from_numpy(archive["x_test"]), torch.from_numpy(archive["y_test"]).long(), None, "cifar10")
@@ -118,8 +118,7 @@ def main(networks: Path, data_path: Path, bounds: str, seeds: str, json_path: Pa
                 )
                 laws = ", ".join(f"{law} {value:.2%}" for law, value in row["fpr_by_law"].items())
                 click.echo(f"         realised FPR at nominal 0.50%: {laws}")
-    if json_path:
-        json_path.write_text(json.dumps(rows, indent=2) + "\n")
+    record.write(json_path, rows=rows)
 
 
 if __name__ == "__main__":

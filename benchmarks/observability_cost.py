@@ -1,17 +1,17 @@
 """What counting costs a request: the served classifier with its metrics and without any, side by side in one run.
 
-``python -m benchmarks.observability_cost [--rounds 10] [--requests 320] [--clients 32] [--json FILE]``
+``python -m benchmarks.observability_cost [--rounds 300] [--requests 96] [--clients 32] [--json FILE]``
 
 ResNet-18 (64×64) and its guard by mmdf in two threads, in process (no HTTP), so many clients that ask without a pause,
 an image a request. *counted*: every series, written to files as in a replica. *events*: besides, each flagged request
 (a twentieth of them) is an event in a file. *silent*: nothing is counted, and no stage is timed. The systems take turns
-in each round; ``ratio`` is of the medians of a round, over silent's: median, least and largest over the rounds.
+in each of many short rounds, since the machine's speed wanders. ``ratio`` is a round's value over silent's: the median
+over the rounds with its 95% confidence interval (bootstrap), of a round's median latency and of its processor time.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import tempfile
 import time
@@ -23,20 +23,21 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import bootstrap
 
 FOLDER = tempfile.TemporaryDirectory(prefix="guard-counters-")
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = FOLDER.name  # before prometheus_client is imported, as in a replica
 
 from prometheus_client import CollectorRegistry  # noqa: E402
 
+from benchmarks import record  # noqa: E402
 from benchmarks.serving_cost import CLASSES, SIZE, artifacts, network  # noqa: E402
-from benchmarks.twin_cost import processor  # noqa: E402
 from deployments.config import ModelConfig  # noqa: E402
 from deployments.engine.classifier import Classifier  # noqa: E402
 from deployments.engine.metrics import Metrics  # noqa: E402
 from guard.artifact import Artifact  # noqa: E402
 from guard.capture import capture  # noqa: E402
-from guard.versions import versions  # noqa: E402
+from guard.progress import bars  # noqa: E402
 
 Images = NDArray[np.float32]
 
@@ -88,8 +89,8 @@ def systems(made: Artifact, folder: Path) -> dict[str, Classifier]:
     }
 
 
-async def milliseconds(system: Classifier, images: Images, requests: int, clients: int) -> float:
-    """Median of a request."""
+async def milliseconds(system: Classifier, images: Images, requests: int, clients: int) -> tuple[float, float]:
+    """(median of a request, processor time of one), ms."""
     waiting = iter(range(requests))
     took: list[float] = []
 
@@ -99,31 +100,44 @@ async def milliseconds(system: Classifier, images: Images, requests: int, client
             await system.infer(images[index % len(images)][None], system.live)
             took.append(time.perf_counter() - begun)
 
+    used = time.process_time()
     await asyncio.gather(*(client() for _ in range(clients)))
-    return float(np.median(took) * 1e3)
+    return float(np.median(took) * 1e3), (time.process_time() - used) / requests * 1e3
 
 
-async def measure(served: dict[str, Classifier], images: Images, rounds: int, requests: int, clients: int) -> Any:
-    """system → milliseconds of each round."""
-    found: dict[str, list[float]] = {name: [] for name in served}
+async def measure(
+    served: dict[str, Classifier], images: Images, rounds: int, requests: int, clients: int
+) -> dict[str, NDArray[np.float64]]:
+    """system → `milliseconds` of each round, [rounds, 2]."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in served}
     for system in served.values():
         await system.start()
         await milliseconds(system, images, clients * 2, clients)
     names = list(served)
-    for number in range(rounds):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            found[name].append(await milliseconds(served[name], images, requests, clients))
+    with bars("rounds", rounds) as advance:
+        for number in range(rounds):
+            turn = number % len(names)
+            for name in names[turn:] + names[:turn]:
+                found[name].append(await milliseconds(served[name], images, requests, clients))
+            advance(1)
     for system in served.values():
         await system.close()
-    return found
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def with_interval(ratios: NDArray[np.float64]) -> list[float]:
+    """Median of ratios [rounds], and the ends of its 95% confidence interval."""
+    if np.ptp(ratios) == 0.0:
+        return [float(ratios[0])] * 3
+    interval = bootstrap((ratios,), np.median, n_resamples=2000, method="percentile", rng=0).confidence_interval
+    return [float(np.median(ratios)), float(interval.low), float(interval.high)]
 
 
 @click.command(help=__doc__)
-@click.option("--rounds", default=10, show_default=True)
-@click.option("--requests", default=320, show_default=True, help="Of each system in each round.")
+@click.option("--rounds", default=300, show_default=True)
+@click.option("--requests", default=96, show_default=True, help="Of each system in each round.")
 @click.option("--clients", default=32, show_default=True)
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path))
+@record.json_option
 def main(rounds: int, requests: int, clients: int, json_path: Path | None) -> None:
     torch.set_num_threads(1)
     model, images = network()
@@ -131,17 +145,17 @@ def main(rounds: int, requests: int, clients: int, json_path: Path | None) -> No
     with tempfile.TemporaryDirectory() as scratch:
         served = systems(made, Path(scratch))
         found = asyncio.run(measure(served, images.numpy(), rounds, requests, clients))
-    hardware = {"processor": processor(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
-    click.echo(f"{clients} clients, {rounds} rounds of {requests} requests on {hardware}")
+    click.echo(
+        f"{clients} clients, {rounds} rounds of {requests} requests; over silent, with the interval of the median"
+    )
     rows = []
-    for name, times in found.items():
-        ratios = np.sort(np.array(times) / np.array(found["silent"]))
-        row = {"system": name, "p50_ms": float(np.median(times)), "ratio": [float(np.median(ratios)), *ratios[[0, -1]]]}
-        rows.append(row)
-        middle, least, largest = row["ratio"]
-        click.echo(f"{name:<8} p50 {row['p50_ms']:7.2f} ms   ratio {middle:.3f} ({least:.3f}-{largest:.3f})")
-    if json_path is not None:
-        json_path.write_text(json.dumps({"rows": rows, "hardware": hardware, "versions": versions()}, indent=2) + "\n")
+    for name, values in found.items():
+        p50, used = (with_interval(column) for column in (values / found["silent"]).T)
+        middle = np.median(values, axis=0).tolist()
+        rows.append({"system": name, "p50_ms": middle[0], "cpu_ms": middle[1], "p50_ratio": p50, "cpu_ratio": used})
+        shown = "   ".join(f"{one[0]:.3f} ({one[1]:.3f}-{one[2]:.3f})" for one in (p50, used))
+        click.echo(f"{name:<8} p50 {middle[0]:7.2f} ms, processor {middle[1]:6.2f} ms a request   {shown}")
+    record.write(json_path, rows=rows)
     FOLDER.cleanup()
 
 

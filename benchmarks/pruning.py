@@ -9,7 +9,6 @@ measurement. *tuned only*: fine-tuning alone, a μ that prunes nothing, as the c
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 
 import guard
+from benchmarks import record
 from benchmarks.known_networks import TARGETS, attack_success, split, trigger_of
 from guard.data import Data, as_float, batches
 from guard.methods.prune import Pruned, PruneSettings, prune
@@ -84,7 +84,7 @@ def spread(rows: list[dict[str, Any]], stage: str, figure: str) -> str:
 @click.option("--seeds", default="0,1,2", show_default=True)
 @click.option("--per-class", default=10, show_default=True)
 @click.option("--learning-rate", default=PruneSettings.learning_rate, show_default=True, help="Of fine-tuning.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows as JSON.")
+@record.json_option
 def main(
     networks: Path, data_path: Path, seeds: str, per_class: int, learning_rate: float, json_path: Path | None
 ) -> None:
@@ -103,8 +103,7 @@ def main(
         for stage in STAGES:
             click.echo(f"         {stage}: {spread(of_case, stage, 'acc')}, {spread(of_case, stage, 'asr')}")
         rows += of_case
-    if json_path:
-        json_path.write_text(json.dumps(rows, indent=2) + "\n")
+    record.write(json_path, rows=rows)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import guard
+from benchmarks import record
 from benchmarks.cifar10 import read_tar
 from benchmarks.known_networks import TARGETS, attack_success, split
 from benchmarks.training import poisoned, train
@@ -108,7 +109,7 @@ def line(row: dict[str, Any]) -> str:
 @click.option(
     "--checkpoint", type=click.Path(dir_okay=False, path_type=Path), help="Rows so far; those in it are not made again."
 )
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows as JSON.")
+@record.json_option
 def main(
     networks: Path,
     data_path: Path,
@@ -143,8 +144,7 @@ def main(
                 if checkpoint:
                     checkpoint.write_text(json.dumps(rows))
             click.echo(line(made))
-    if json_path:
-        json_path.write_text(json.dumps(rows, indent=2) + "\n")
+    record.write(json_path, rows=rows)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ the rounds. ``time``: the same of the sums, which with one thread is the compute
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -32,7 +30,7 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 from torch import Tensor, nn
 
-from benchmarks.twin_cost import processor
+from benchmarks import record
 from deployments.config import ModelConfig
 from deployments.engine.batcher import Batcher, Ticket
 from deployments.engine.classifier import Classifier
@@ -44,7 +42,6 @@ from guard.corrections import Clip, Correction, Renormalise
 from guard.null import ExponentialTail
 from guard.observe import observe
 from guard.rules import Disagreement, MarginChange, Rule
-from guard.versions import versions
 from guard.walk import correction_sites
 
 SIZE, CLASSES, TARGET, SHARE, BLOCK = 64, 10, 0, 0.1, 10
@@ -218,7 +215,7 @@ def summary(rounds: list[list[float]], bare: list[list[float]]) -> dict[str, Any
 @click.command(help=__doc__)
 @click.option("--rounds", default=8, show_default=True)
 @click.option("--requests", default=20, show_default=True, help="Of each kind of traffic, a round and a system.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows as JSON.")
+@record.json_option
 def main(rounds: int, requests: int, json_path: Path | None) -> None:
     torch.set_num_threads(1)
     model, images = network()
@@ -247,9 +244,7 @@ def main(rounds: int, requests: int, json_path: Path | None) -> None:
                 f"{row['ratio']:.3f} ({row['ratio_least']:.3f}-{row['ratio_largest']:.3f})     "
                 f"{row['time']:.3f} ({row['time_least']:.3f}-{row['time_largest']:.3f})"
             )
-    if json_path:
-        hardware = {"machine": platform.machine(), "processor": processor(), "cores": os.cpu_count()}
-        json_path.write_text(json.dumps({"rows": rows, "hardware": hardware, "versions": versions()}, indent=2) + "\n")
+    record.write(json_path, rows=rows)
 
 
 if __name__ == "__main__":

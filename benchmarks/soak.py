@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import platform
 import random
 import tempfile
 import time
@@ -26,13 +25,12 @@ import click
 import httpx
 import numpy as np
 
+from benchmarks import record
 from benchmarks.faults import NAME, served, to_bytes
-from benchmarks.twin_cost import processor
 from deployments.demo import story
 from deployments.proxies import PROXIES, Proxy, free_port
 from deployments.serve import running
 from guard.progress import bars
-from guard.versions import versions
 
 STALL_S, BURST, BURST_EVERY_S, PERIODS = 2.0, 64, 30.0, 6
 MANNERS = ("kept", "new", "idle", "gone")
@@ -139,7 +137,7 @@ def memory_mib() -> float:
 @click.option("--minutes", default=60.0, show_default=True)
 @click.option("--rate", default=25.0, show_default=True, help="Requests a second, besides the bursts.")
 @click.option("--proxy", type=click.Choice(PROXIES), default="auto", show_default=True)
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures as JSON.")
+@record.json_option
 def main(minutes: float, rate: float, proxy: Proxy, json_path: Path | None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         prepared = story.prepare(Path(scratch), seed=0, progress=bars)
@@ -160,10 +158,7 @@ def main(minutes: float, rate: float, proxy: Proxy, json_path: Path | None) -> N
     answered, stalls = (sum(period[key] for period in periods) for key in ("answered", "stalls"))
     failed = sum(sum(period["failed"].values()) for period in periods)
     click.echo(f"{used}: {answered} answered in {minutes:g} minutes, {stalls} stalls, {failed} failed")
-    if json_path:
-        hardware = {"machine": platform.machine(), "processor": processor(), "cores": os.cpu_count()}
-        figures = {"proxy": used, "minutes": minutes, "rate": rate, "periods": periods}
-        json_path.write_text(json.dumps(figures | {"hardware": hardware, "versions": versions()}, indent=2) + "\n")
+    record.write(json_path, proxy=used, minutes=minutes, rate=rate, periods=periods)
     if stalls or failed:
         raise SystemExit(1)
 

@@ -8,9 +8,7 @@ the pairs' ratios. *all sites*: every activation is clipped. *from the middle*: 
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -21,12 +19,12 @@ import click
 import torch
 from torch import Tensor, nn
 
+from benchmarks import record
 from guard.capture import Captured, capture
 from guard.corrections import Clip
 from guard.detector import DTYPES
 from guard.observe import observe
 from guard.twin import Twin, build_twin
-from guard.versions import versions
 
 STARTS = {"all sites": 0.0, "from the middle": 0.5}
 
@@ -96,7 +94,7 @@ def measure(model: nn.Module, captured: Captured, batch: int, dtype: str, compil
 @click.option("--compile/--no-compile", "compiled", default=True, show_default=True, help="Also under torch.compile.")
 @click.option("--threads", default=1, show_default=True, help="Of torch; one a replica is what serves.")
 @click.option("--runs", default=5, show_default=True)
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows as JSON.")
+@record.json_option
 def main(name: str, size: int, batches: str, compiled: bool, threads: int, runs: int, json_path: Path | None) -> None:
     from torchvision import models
 
@@ -118,18 +116,7 @@ def main(name: str, size: int, batches: str, compiled: bool, threads: int, runs:
                         f"{row['twin_ms']:8.2f} ms   {row['ratio']:.2f} "
                         f"({row['ratio_least']:.2f}-{row['ratio_largest']:.2f})"
                     )
-    if json_path:
-        hardware = {"machine": platform.machine(), "processor": processor(), "cores": os.cpu_count()}
-        json_path.write_text(json.dumps({"rows": rows, "hardware": hardware, "versions": versions()}, indent=2) + "\n")
-
-
-def processor() -> str:
-    """The name of the processor, for the record of a measurement."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    record.write(json_path, rows=rows)
 
 
 if __name__ == "__main__":

@@ -42,11 +42,11 @@ def plans() -> None:
 @click.option("--again", is_flag=True, help="Do what is done once more.")
 def run(plan: str, data: str, out: Path | None, archive: Path, gpus: float, again: bool) -> None:
     """Train and judge what PLAN names and is not there yet, then write the report."""
-    out = out or RESULTS / plan
     try:
         dataset = load(data, progress=bars)
     except GuardError as error:
         raise click.UsageError(str(error)) from error
+    out = out or RESULTS / (f"{plan}-{dataset.name}" if PLANS[plan].by_data else plan)
     from tqdm import tqdm
 
     Run(PLANS[plan], dataset, Store(out, archive), gpus=gpus, again=again, say=tqdm.write, progress=bars)()
@@ -58,6 +58,8 @@ def run(plan: str, data: str, out: Path | None, archive: Path, gpus: float, agai
 @click.option("--out", type=click.Path(exists=True, file_okay=False, path_type=Path), help=f"Default: {RESULTS}/PLAN.")
 def report(plan: str, out: Path | None) -> None:
     """Write the report of what is there, without running anything."""
+    if out is None and PLANS[plan].by_data:
+        raise click.UsageError(f"--out: {plan} has a folder for each data set: {RESULTS}/{plan}-DATASET.")
     click.echo(f"report: {write(PLANS[plan], out or RESULTS / plan)}")
 
 

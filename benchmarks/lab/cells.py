@@ -3,17 +3,13 @@ computes."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 import time
-from dataclasses import asdict
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks import record
 from benchmarks.lab.attacks import ATTACKS, Scene
 from benchmarks.lab.attacks.base import eight_bits
 from benchmarks.lab.data import SHIFTS, Dataset, rows_of, split
@@ -23,20 +19,19 @@ from benchmarks.lab.judging import judge, share
 from benchmarks.lab.networks import ResNet, build
 from benchmarks.lab.plans import Case, Plan
 from benchmarks.lab.training import Recipe, train
-from benchmarks.twin_cost import processor
+from guard.capture import fingerprint
 from guard.data import as_float
 from guard.progress import Progress, silent
 from guard.triggers import opacity_for
-from guard.versions import versions
 
 TOOK_ASR = 0.9  # least share of the attack's inputs (of those whose class the network knows) that it must move
-WEAK = 0.8
+WEAK = 0.8  # of the inputs that the full trigger moves, how many the weakened one still does
 BATCH = 250
 
 
 class Attacked(NamedTuple):
-    """facts: JSON-able. tensors: the weights, half precision but for vectors, and ``triggered``: the test images with
-    the trigger, uint8 [N, C, H, W]."""
+    """facts: JSON-able; among them ``weights``, the fingerprint of ``tensors``. tensors: the weights, half precision
+    but for vectors, and ``triggered``: the test images with the trigger, uint8 [N, C, H, W]."""
 
     facts: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -63,8 +58,9 @@ def attack(
     tensors = {name: _half(value) for name, value in network.state_dict().items()}
     found = Attacked({}, {**tensors, TRIGGERED: triggered})
     facts = _facts(case, seed, data, restored(found, case.recipe, data.classes).to(device), triggered)
+    facts |= {"weights": fingerprint(found.tensors)[:16]}
     facts |= {"seconds": {"training": round(trained_s, 3), "all": round(time.perf_counter() - begun, 3)}}
-    return Attacked(facts | provenance(), found.tensors)
+    return Attacked(facts | record.provenance(), found.tensors)
 
 
 def _facts(case: Case, seed: int, data: Dataset, network: ResNet, triggered: Tensor) -> dict[str, Any]:
@@ -91,7 +87,9 @@ def _facts(case: Case, seed: int, data: Dataset, network: ResNet, triggered: Ten
         some = torch.linspace(0, len(images) - 1, min(len(images), WEAK_ON)).long()
         clean, bearing, goal = as_float(images[some]), as_float(bearing[some]), goal[some]
         facts["opacity"] = opacity_for(
-            lambda weakened: share(_decided(network, eight_bits(weakened(clean))) == goal), lambda _: bearing, WEAK
+            lambda weakened: share(_decided(network, eight_bits(weakened(clean))) == goal),
+            lambda _: bearing,
+            WEAK * facts["asr"],
         )
     return facts
 
@@ -132,19 +130,15 @@ def defend(case: Case, attacked: Attacked, data: Dataset, plan: Plan, defence: s
     wanted = case.goal.wanted(rest.labels, data.classes)
     figures = judge(_on(defended, device), _on(repaired(network), device), rest, wanted, triggered)
     seconds = {"fit": round(fitted_s, 3), "all": round(time.perf_counter() - begun, 3)}
-    return {"figures": figures, "seconds": seconds, **provenance()}
+    return {"figures": figures, "seconds": seconds, **record.provenance()}
 
 
 def settings_of(case: Case, seed: int, data: Dataset) -> dict[str, Any]:
     """What an attacked network is a function of."""
     return {
         "data": data.name,
-        "images": len(data.train),
-        "attack": case.attack,
-        "goal": asdict(case.goal),
-        "per_class": case.per_class,
-        "recipe": case.recipe.to_json(),
-        "seed": seed,
+        "images": data.fingerprint,
+        **case.settings(seed),
     }
 
 
@@ -153,34 +147,6 @@ def restored(attacked: Attacked, recipe: Recipe, classes: int) -> ResNet:
     network = build(recipe.network, classes, width=recipe.width, stride=recipe.stride, slope=recipe.slope)
     network.load_state_dict({name: value for name, value in attacked.tensors.items() if name != TRIGGERED})
     return network.eval().requires_grad_(False)
-
-
-def provenance() -> dict[str, Any]:
-    """Where and of what a figure was made."""
-    return {
-        "hardware": {
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-        },
-        "versions": versions(),
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def commit() -> str:
-    """Of the working tree, with a plus where it has changed since."""
-    folder = Path(__file__).parent
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--", "guard", "benchmarks/*.py", "benchmarks/lab"],
-            cwd=folder.parent.parent, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.stdout.strip()[:12] + ("+" if changed.stdout.strip() else "")
 
 
 def _decided(network: nn.Module, images: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.cifar10 import read_tar
+from guard.capture import fingerprint
 from guard.data import Data, load_data
 from guard.errors import BadData
 from guard.progress import Progress, silent
@@ -21,13 +23,22 @@ from guard.progress import Progress, silent
 SIDES = {"CIFAR10": 32, "CIFAR100": 32, "GTSRB": 32, "Imagenette": 256}
 
 
-class Dataset(NamedTuple):
+@dataclass(frozen=True)
+class Dataset:
     """train, test: uint8 images and labels. classes: K."""
 
     name: str
     train: Data
     test: Data
     classes: int
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of every pixel and label, 16 hexadecimal digits."""
+        parts = {"train": self.train, "test": self.test}
+        tensors = {f"{name} images": part.images for name, part in parts.items()}
+        tensors |= {f"{name} labels": part.labels for name, part in parts.items()}
+        return fingerprint(tensors)[:16]
 
 
 def load(source: str, *, progress: Progress = silent) -> Dataset:

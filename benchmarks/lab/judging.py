@@ -25,7 +25,7 @@ def judge(defended: Defended, plain: Defended, rest: Data, wanted: Tensor, trigg
     Returns:
         clean: ``acc`` (answered with the true class), ``fpr`` (flagged), ``refused``, ``n``; per trigger, over images
         that the attack sends elsewhere: ``asr`` (answered as it wants), ``pacc`` (with the true class), ``tpr``
-        (flagged), ``auroc``, ``auroc_successful`` (of those that fool the network without defence), ``tpr_at_fpr``
+        (flagged), ``auroc``, both also ``_successful`` (of those that fool the network without defence), ``tpr_at_fpr``
         (threshold set on the clean images), ``n``, ``successful``. What a repair does not judge is None.
     """
     clean = defended(as_float(rest.images))
@@ -54,10 +54,11 @@ def judge(defended: Defended, plain: Defended, rest: Data, wanted: Tensor, trigg
 
 def _told_apart(clean: Answer, answer: Answer, successful: Tensor) -> Figures:
     if clean.score is None or answer.score is None or answer.flagged is None:
-        return {"tpr": None, "auroc": None, "auroc_successful": None, "tpr_at_fpr": None}
+        return dict.fromkeys(("tpr", "tpr_successful", "auroc", "auroc_successful", "tpr_at_fpr"))
     low, high = clean.score.double().numpy(), answer.score.double().numpy()
     return {
         "tpr": share(answer.flagged),
+        "tpr_successful": share(answer.flagged[successful]) if successful.any() else None,
         "auroc": auroc(low, high),
         "auroc_successful": auroc(low, high[successful.numpy()]) if successful.any() else None,
         "tpr_at_fpr": {f"{rate:g}": tpr_at_fpr(low, high, rate) for rate in RATES},

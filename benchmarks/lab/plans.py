@@ -3,7 +3,7 @@ benchmarks.lab``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from benchmarks.lab.attacks import ATTACKS, Goal
@@ -33,6 +33,16 @@ class Case:
     def title(self) -> str:
         return self.name(0).removesuffix("-s0")
 
+    def settings(self, seed: int) -> dict[str, Any]:
+        """What the network is a function of, besides the data."""
+        return {
+            "attack": self.attack,
+            "goal": asdict(self.goal),
+            "per_class": self.per_class,
+            "recipe": self.recipe.to_json(),
+            "seed": seed,
+        }
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -43,7 +53,7 @@ class Plan:
     inputs. costs: accuracy that an attack may cost and still count as one that took. shift: of
     `benchmarks.lab.data.SHIFTS`, what D has been through and production has not. contaminated: images of D that bear
     the trigger, unknown to the defender, with their true label. published: of published.json, the table to print
-    beside.
+    beside. by_data: made for several data sets; results lie in a folder for each.
     """
 
     title: str
@@ -58,11 +68,18 @@ class Plan:
     shift: str = "none"
     contaminated: int = 0
     published: str = ""
+    by_data: bool = False
 
     def __post_init__(self) -> None:
         unknown = {case.attack for case in self.cases} - set(ATTACKS)
         if unknown:
             raise ValueError(f"attacks: there is no {', '.join(sorted(unknown))}; there are {', '.join(ATTACKS)}")
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What every cell is judged under."""
+        names = ("per_class", "evaluated", "fpr", "shift", "contaminated")
+        return {name: getattr(self, name) for name in names}
 
 
 PEERS = ("mmbm", "fine-pruning", "nad", "i-bau", "anp", "clp", "neural-cleanse")
@@ -179,6 +196,7 @@ PLANS: dict[str, Plan] = {
         ("undefended", "mmac", "mmdf"),
         seeds=(0, 1, 2, 3, 4),
         per_class=5,
+        by_data=True,
     ),
     "2308.04617-table5": Plan(
         "MMAC and MMDF, Table 5: one-to-one and all-to-all",
@@ -221,5 +239,6 @@ PLANS: dict[str, Plan] = {
         ("undefended", "bna"),
         seeds=(0,),
         per_class=10,
+        by_data=True,
     ),
 }

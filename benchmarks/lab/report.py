@@ -23,7 +23,7 @@ Cells = dict[tuple[str, str], list[Json]]  # (case, defence) → its cells over 
 
 def write(plan: Plan, out: Path) -> Path:
     """``out``/report.md and its plots, from the JSON files in ``out``."""
-    networks, cells = Store(out, out).everything()
+    networks, cells = _of(plan, *Store(out, out).everything())
     by_case: Cells = defaultdict(list)
     for cell in cells:
         by_case[cell["case"], cell["defence"]].append(cell)
@@ -36,19 +36,40 @@ def write(plan: Plan, out: Path) -> Path:
         "## What each defence leaves of the attacks",
         "Per cent, mean ± standard deviation over networks and draws of D (n cells); in brackets what the paper has. "
         "ASR: triggered inputs answered as the attacker wants; PACC: with their true class; ACC: clean inputs answered "
-        "with theirs. A refused input has no answer, and counts as neither.",
+        "with theirs. A refused input has no answer, and counts as neither." + _means(plan),
         *(f"### {title}\n\n{_repairs(plan, title, by_case)}" for title in _titles(plan)),
         "## How well flags tell triggered inputs from clean ones",
-        "AUROC over triggered inputs that fool the undefended network; TPR at the defence's own threshold, from D "
-        "alone; *weak*: the trigger mixed with the image until it fools the network about four times in five.",
+        "Over triggered inputs that fool the undefended network: AUROC, and TPR at the defence's own threshold, from D "
+        "alone; *weak*: the trigger mixed with the image until it fools the network four times where the full "
+        "one does five times.",
         _detection(plan, by_case),
         *(f"![{name}]({name})" for name in plots),
         "## What failed",
-        _failures(cells),
+        _failures(networks, cells),
     ]
     path = out / "report.md"
     path.write_text("\n\n".join(part for part in parts if part) + "\n")
     return path
+
+
+def _of(plan: Plan, networks: Sequence[Json], cells: Sequence[Json]) -> tuple[list[Json], list[Json]]:
+    """Of what lies in the folder, which may have seen other plans, what this one asks for."""
+    wanted = {case.name(seed): case.settings(seed) for case in plan.cases for seed in plan.seeds}
+    known = {
+        facts["network"]: facts
+        for facts in networks
+        if facts["network"] in wanted and wanted[facts["network"]].items() <= facts["settings"].items()
+    }
+    asked = [
+        cell
+        for cell in cells
+        if cell["network"] in known
+        and cell["settings"]["weights"] == known[cell["network"]].get("weights")
+        and cell["defence"] in plan.defences
+        and cell["draw"] in plan.draws
+        and plan.conditions.items() <= cell["settings"].items()
+    ]
+    return list(known.values()), asked
 
 
 def _titles(plan: Plan) -> list[str]:
@@ -56,7 +77,7 @@ def _titles(plan: Plan) -> list[str]:
 
 
 def _setting(plan: Plan, networks: Sequence[Json], cells: Sequence[Json]) -> str:
-    made = [*networks, *(cell for cell in cells if "figures" in cell)]
+    made = [*_trained(networks), *(cell for cell in cells if "figures" in cell)]
     machines = sorted(
         {
             f"{row['hardware']['device']}, {row['hardware']['processor']}, {row['hardware']['cores']} cores"
@@ -75,7 +96,7 @@ def _setting(plan: Plan, networks: Sequence[Json], cells: Sequence[Json]) -> str
 
 def _networks(networks: Sequence[Json]) -> str:
     rows = []
-    for facts in networks:
+    for facts in _trained(networks):
         recipe = facts["settings"]["recipe"]
         rows.append(
             [
@@ -98,6 +119,10 @@ def _networks(networks: Sequence[Json]) -> str:
         "commit",
     ]
     return _table(head, rows)
+
+
+def _trained(networks: Sequence[Json]) -> list[Json]:
+    return [facts for facts in networks if "error" not in facts]
 
 
 def _recipe(recipe: Json) -> str:
@@ -125,6 +150,17 @@ def _repairs(plan: Plan, title: str, cells: Cells) -> str:
     return _table(["defence", "ASR", "PACC", "ACC", "ASR, weak trigger", "fit s", "n"], rows)
 
 
+def _means(plan: Plan) -> str:
+    """How many clean images the paper's figures were reached with."""
+    images = PUBLISHED.get(plan.published, {}).get("images", {})
+    given = ", ".join(f"{defence} {count}" for defence, count in images.items() if count)
+    return (
+        f" The paper's defences had, as we read its column of image counts, so many clean images a class: {given}."
+        if given
+        else ""
+    )
+
+
 def _full(plan: Plan, found: Sequence[Json], title: str, defence: str, key: str) -> str:
     return _spread(cell["figures"]["full"][key] for cell in found) + _printed(plan, title, defence, key)
 
@@ -138,22 +174,26 @@ def _detection(plan: Plan, cells: Cells) -> str:
                 continue
             row = [title, defence]
             for strength in ("full", "weak"):
-                for key in ("auroc_successful", "tpr"):
+                for key in ("auroc_successful", "tpr_successful"):
                     values = [figures[strength][key] for figures in found if strength in figures]
                     row.append(_spread(values) if values and None not in values else "")
             rows.append([*row, _spread(figures["clean"]["fpr"] for figures in found), str(len(found))])
     return _table(["attack", "detector", "AUROC", "TPR", "AUROC, weak", "TPR, weak", "FPR", "n"], rows)
 
 
-def _failures(cells: Sequence[Json]) -> str:
-    lines = []
+def _failures(networks: Sequence[Json], cells: Sequence[Json]) -> str:
+    lines = [f"- {one['network']}: not trained: {_last(one['error'])}" for one in networks if "error" in one]
     for cell in cells:
         where = f"{cell['network']}, {cell['defence']}, draw {cell['draw']}"
         if "error" in cell:
-            lines.append(f"- {where}: {cell['error'].strip().splitlines()[-1]}")
+            lines.append(f"- {where}: {_last(cell['error'])}")
     refused = sorted({cell["network"] for cell in cells if "refused" in cell})
     lines += [f"- {network}: the attack did not take, no defence was judged on it" for network in refused]
     return "\n".join(lines) or "Nothing."
+
+
+def _last(error: str) -> str:
+    return error.strip().splitlines()[-1]
 
 
 def _repair_plot(plan: Plan, cells: Cells, out: Path) -> str | None:

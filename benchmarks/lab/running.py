@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from benchmarks import record
 from benchmarks.lab.attacks import ATTACKS
-from benchmarks.lab.cells import Attacked, attack, commit, defend, settings_of, took
+from benchmarks.lab.cells import Attacked, attack, defend, settings_of, took
 from benchmarks.lab.data import Dataset
 from benchmarks.lab.plans import Case, Plan
 from benchmarks.lab.store import Json, Store
@@ -44,7 +45,7 @@ class Run:
     ) -> None:
         self.plan, self.data, self.store, self.again, self.say, self.progress = plan, data, store, again, say, progress
         self._gpus = gpus
-        self._commit = commit()
+        self._commit = record.commit()
         self._controls = {case.recipe: case for case in plan.cases if case.attack == CLEAN}
         lone = [case.title for case in plan.cases if case.recipe not in self._controls]
         if lone:
@@ -77,9 +78,9 @@ class Run:
         """Begin what needs nothing that is still missing."""
         for key in list(self._waiting):
             case, seed = key
-            needed = ATTACKS[case.attack].surrogate
-            surrogate = self._networks.get((self._controls[case.recipe], seed)) if needed else None
-            if needed and surrogate is None:
+            needed = self._needs(key)
+            surrogate = None if needed is None else self._networks.get(needed)
+            if needed is not None and surrogate is None:
                 continue
             self._waiting.remove(key)
             known = None if self.again else self.store.network(case.name(seed), settings_of(case, seed, self.data))
@@ -147,18 +148,31 @@ class Run:
         self._advance(1)
 
     def _lost(self, key: Key, error: str) -> None:
-        self.say(f"{key[0].name(key[1])}: not trained: {error.strip().splitlines()[-1]}")
-        self._advance(1 + len(self.plan.defences) * len(self.plan.draws))
+        """A network that could not be trained, with all that hangs on it."""
+        case, seed = key
+        facts = {"network": case.name(seed), "settings": settings_of(case, seed, self.data), "error": error}
+        self.store.list_network(case.name(seed), facts | {"commit": self._commit})
+        self.say(f"{case.name(seed)}: not trained: {error.strip().splitlines()[-1]}")
+        cells = len(self.plan.defences) * len(self.plan.draws)
+        self._advance(1 + cells)
+        if case is self._controls[case.recipe]:
+            for other in [other for other in self._waiting if self._needs(other) == key]:
+                self._waiting.remove(other)
+                self._lost(other, f"{case.name(seed)}, which its attack is made with, was not trained")
+
+    def _needs(self, key: Key) -> Key | None:
+        """The network that an attack is made with."""
+        case, seed = key
+        return (self._controls[case.recipe], seed) if ATTACKS[case.attack].surrogate else None
 
     def _wanted(self) -> Iterator[tuple[int, str]]:
         return ((draw, defence) for draw in self.plan.draws for defence in self.plan.defences)
 
     def _settings(self, case: Case, seed: int, defence: str, draw: int) -> Json:
         """What a cell is a function of."""
-        plan = self.plan
-        fixed: Json = {"per_class": plan.per_class, "evaluated": plan.evaluated, "fpr": plan.fpr, "draw": draw}
-        fixed |= {"shift": plan.shift, "contaminated": plan.contaminated}
-        return {"network": settings_of(case, seed, self.data), "defence": defence, **fixed}
+        facts = self._networks[case, seed].facts
+        network = {"network": facts["settings"], "weights": facts["weights"]}
+        return {**network, "defence": defence, "draw": draw, **self.plan.conditions}
 
 
 def _attack(case: Case, seed: int, data: Dataset, surrogate: Attacked | None) -> Attacked | str:

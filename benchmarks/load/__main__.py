@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -30,16 +28,15 @@ import numpy as np
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks import record
 from benchmarks.load import report
 from benchmarks.serving_cost import SIZE, artifacts, network
-from benchmarks.twin_cost import processor
 from deployments.config import MODES, ModelConfig, ServeConfig
 from deployments.document import document
 from deployments.engine.metrics import STAGES
 from deployments.proxies import PROXIES, Proxy, free_port
 from deployments.serve import running
 from guard.capture import capture
-from guard.versions import versions
 
 GUARDED = {mode: ("every", mode) for mode in MODES} | {"middle": ("later half", "flag")}  # name → sites, mode
 SYSTEMS = ("bare", *GUARDED)
@@ -226,8 +223,7 @@ def noop(run: Run, folder: Path, seconds: float) -> dict[str, float]:
 @click.option("--out", default="load", show_default=True, type=click.Path(file_okay=False, path_type=Path))
 def main(seconds: float, rounds: int, clients: str, rates: str, proxy: Proxy, out: Path) -> None:
     torch.set_num_threads(1)
-    hardware = {"machine": platform.machine(), "processor": processor(), "cores": os.cpu_count(),
-                "load": os.getloadavg()[0]}  # fmt: skip
+    about = record.record()  # before the load is our own
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         made = prepare(folder)
@@ -237,14 +233,11 @@ def main(seconds: float, rounds: int, clients: str, rates: str, proxy: Proxy, ou
             run = Run(server.url, folder)
             rows = measure(run, server.url, "closed", [float(n) for n in clients.split(",") if n], seconds, rounds)
             rows += measure(run, server.url, "open", [float(n) for n in rates.split(",") if n], seconds, rounds)
-            figures = {
-                "command": re.sub(r"\S*/", "", " ".join(["python -m benchmarks.load", *sys.argv[1:]])),
+            figures = about | {
                 "proxy": server.proxy,
                 "rows": rows,
                 "stages": stages(run, server.url, seconds),
                 "noop": noop(run, folder, seconds / 2),
-                "hardware": hardware,
-                "versions": versions(),
             }
     page = report.write(out, figures)
     click.echo(report.text(figures))

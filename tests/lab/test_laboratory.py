@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -152,6 +153,54 @@ def test_another_setting_is_another_cell(ran: tuple[Store, list[str]]) -> None:
     facts = store.everything()[0][0]
     assert store.network("badnet-s0", facts["settings"]) is not None
     assert store.network("badnet-s0", facts["settings"] | {"per_class": 21}) is None
+    cell = json.loads((store.out / "cells" / "badnet-s0" / "mmdf-d1.json").read_text())
+    assert store.cell("badnet-s0", "mmdf", 1, cell["settings"]) == cell
+    assert cell["settings"]["weights"] == facts["weights"]
+    for changed in ({"weights": "others"}, {"fpr": 0.01}, {"shift": "jpeg"}):
+        assert store.cell("badnet-s0", "mmdf", 1, cell["settings"] | changed) is None
+
+
+def test_data_are_told_apart_by_every_pixel_and_label(digits: Dataset) -> None:
+    """One pixel or one label of the test images makes other data; the same data have the same fingerprint."""
+    images, labels = digits.test.images.clone(), digits.test.labels.clone()
+    images[3, 0, 2, 2] ^= 1
+    labels[5] = (labels[5] + 1) % 10
+    same = replace(digits, name="again")
+    pixel = replace(digits, test=replace(digits.test, images=images))
+    label = replace(digits, test=replace(digits.test, labels=labels))
+    assert digits.fingerprint == same.fingerprint
+    assert len({one.fingerprint for one in (digits, pixel, label)}) == 3
+
+
+def test_the_page_is_of_its_plan_alone(ran: tuple[Store, list[str]], tmp_path: Path) -> None:
+    """Cells of other draws, conditions or weights, and networks of other recipes, stay off the page."""
+    shutil.copytree(ran[0].out, tmp_path, dirs_exist_ok=True)
+
+    def n(plan: Plan) -> set[str]:
+        text = write(plan, tmp_path).read_text().split("### badnet\n")[1].split("###")[0]
+        return {line.rstrip(" |").split()[-1] for line in text.splitlines() if line.startswith("| mmdf")}
+
+    assert n(PLAN) == {"2"}
+    assert n(replace(PLAN, draws=(1,))) == {"1"}
+    assert n(replace(PLAN, fpr=0.01)) == {"run"}  # as in "not run"
+    longer = tuple(replace(case, recipe=replace(RECIPE, epochs=7)) for case in PLAN.cases)
+    assert "badnet-s0" not in write(replace(PLAN, cases=longer), tmp_path).read_text()
+    facts = tmp_path / "networks" / "badnet-s0.json"
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"weights": "others"}))
+    assert n(PLAN) == {"run"}
+
+
+def test_a_network_that_cannot_be_trained_is_told(run: Callable[[Plan, Store], list[str]], tmp_path: Path) -> None:
+    """With what it broke: the attack that is made with it, and no cell of either."""
+    broken = replace(RECIPE, network="nothing")
+    cases = (Case("clean", Goal(), 0, broken), Case("l2", Goal(), 20, broken))
+    store = Store(tmp_path / "out", tmp_path / "archive")
+    said = run(replace(PLAN, cases=cases), store)
+    assert any(line.startswith("clean-s0: not trained: ") for line in said)
+    text = write(replace(PLAN, cases=cases), store.out).read_text()
+    assert "- clean-s0: not trained: " in text
+    assert "- l2-s0: not trained: clean-s0, which its attack is made with, was not trained" in text
+    assert not store.everything()[1]
 
 
 def test_a_failing_defence_is_told_and_costs_nothing_else(
