@@ -56,6 +56,7 @@ class Window:
 def brightness_and_contrast(images: NDArray[np.float32]) -> tuple[Values, Values]:
     """Mean and standard deviation of each image's values: [n] each, of images [n, C, H, W] in [0, 1]."""
     flat = images.reshape(len(images), -1)
-    mean = flat.mean(1).astype(np.float64)
-    square = np.einsum("ij,ij->i", flat, flat).astype(np.float64) / flat.shape[1]
+    size = flat.shape[1]
+    mean = np.add.reduce(flat, 1).astype(np.float64) / size
+    square = np.vecdot(flat, flat).astype(np.float64) / size
     return mean, np.sqrt(np.maximum(square - mean**2, 0.0))

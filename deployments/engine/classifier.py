@@ -23,7 +23,7 @@ from deployments.engine.gatherer import Gatherer
 from deployments.engine.later import Job, Later, Slot, joined
 from deployments.engine.metrics import Metrics
 from deployments.engine.passes import First, Guard, Passes
-from deployments.engine.served import Served, drawn, rows_of
+from deployments.engine.served import Judged, Served, drawn, rows_of
 from deployments.errors import NoVerdict, PassFailed
 from deployments.policy import Answer, Scored
 
@@ -76,16 +76,18 @@ class Classifier(Served[Job, Scored]):
             await self._recover(passes, "original", error, dict.fromkeys(slots), alone)
             return
         waiting: dict[Slot, slice] = {}
+        settled: dict[Slot, Scored] = {}
         for slot, rows in zip(slots, rows_of(slots), strict=True):
             scored = first.scored(rows)
             if not slot.item.judged:
                 self._skip(slot, scored)
             elif scored.evidence is not None:
-                self._settle(passes, slot, scored)
+                settled[slot] = scored
             else:
                 waiting[slot] = rows
                 if slot.item.live.mode == "observe":
                     slot.resolve(scored)
+        self._settle(passes, settled)
         if waiting and later:
             later_on = Later(passes, first, waiting).narrowed()
             self._behind[passes] += 1
@@ -129,13 +131,13 @@ class Classifier(Served[Job, Scored]):
             known = {slot: first.scored(rows) for slot, rows in waiting.items()}
             await self._recover(passes, stage, error, known, alone)
             return
-        for slot, rows in waiting.items():
-            scored = first.scored(rows)
-            try:
-                found = evidence[slot.item.live.threshold].rows(rows)
-                self._settle(passes, slot, scored._replace(evidence=found))
-            except Exception as error:
-                await self._recover(passes, stage, error, {slot: scored}, True)
+        self._settle(
+            passes,
+            {
+                slot: first.scored(rows)._replace(evidence=evidence[slot.item.live.threshold].rows(rows))
+                for slot, rows in waiting.items()
+            },
+        )
 
     async def _recover(
         self, passes: Passes, stage: str, error: Exception, known: Mapping[Slot, Scored | None], alone: bool
@@ -156,11 +158,15 @@ class Classifier(Served[Job, Scored]):
             self._count_skipped(slot.item.live, slot.size)
             slot.resolve(scored)
 
-    def _settle(self, passes: Passes, slot: Slot, scored: Scored) -> None:
-        """Count the verdict of one request and answer it."""
-        if not slot.abandoned:
-            job = slot.item
-            self._count_verdict(job.live, scored, job.images, job.headers, passes.guard)
+    def _settle(self, passes: Passes, verdicts: Mapping[Slot, Scored]) -> None:
+        """Count the verdicts of some requests and answer them."""
+        judged = [
+            Judged(slot.item.live, slot.item.images, scored, scored.evidence, slot.item.headers)
+            for slot, scored in verdicts.items()
+            if not slot.abandoned and scored.evidence is not None
+        ]
+        self._count_verdicts(judged, passes.guard)
+        for slot, scored in verdicts.items():
             slot.resolve(scored)
 
     def _fail(self, slot: Slot, stage: str, scored: Scored | None) -> None:

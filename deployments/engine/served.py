@@ -11,10 +11,11 @@ import os
 import random
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from deployments.engine.metrics import Metrics
 from deployments.engine.passes import Guard, Passes
 from deployments.errors import NoVerdict
 from deployments.events.reports import Reports
-from deployments.policy import Answer, Scored
+from deployments.policy import Answer, Evidence, Scored
 from deployments.protocol.bodies import Model
 from deployments.settings import checked
 from deployments.watch.facts import facts_of
@@ -34,6 +35,17 @@ from guard.errors import BadArtifact, BadSetting
 log = logging.getLogger(__name__)
 J = TypeVar("J")
 R = TypeVar("R")
+
+
+class Judged(NamedTuple):
+    """A request whose verdict is there: the settings that it came under, its images [n, C, H, W], what was found, and
+    its headers."""
+
+    live: Live
+    images: NDArray[np.float32]
+    scored: Scored
+    evidence: Evidence
+    headers: Mapping[str, str] | None
 
 
 class Served(ABC, Generic[J, R]):
@@ -209,8 +221,8 @@ class Served(ABC, Generic[J, R]):
         """One batch, with the passes that serve when it starts."""
         self._close_retired()
         started = time.perf_counter()
-        for slot in slots:
-            self.metrics.stage_seconds("queue").observe(max(0.0, started - slot.since))
+        waited = np.array([started - slot.since for slot in slots])
+        self.metrics.stage_seconds("queue").observe_many(np.maximum(waited, 0.0))
         await self._run(self._passes, slots)
 
     def _count_skipped(self, live: Live, size: int) -> None:
@@ -218,28 +230,40 @@ class Served(ABC, Generic[J, R]):
         self.metrics.requests(live.mode, "skipped").inc()
         self.metrics.inputs("skipped").inc(size)
 
-    def _count_verdict(
-        self,
-        live: Live,
-        scored: Scored,
-        images: NDArray[np.float32],
-        headers: Mapping[str, str] | None,
-        guard: Guard,
-    ) -> None:
-        """The verdict of ``guard`` on one request: images [n, C, H, W], and its headers."""
-        mode, evidence = live.mode, scored.evidence
-        if evidence is None:
-            raise ValueError("evidence: a verdict is counted once it is there")
-        flagged = int(evidence.flagged.sum())
-        self.metrics.requests(mode, "flagged" if flagged else "clean").inc()
-        self.metrics.verdicts(scored.label, evidence.flagged)
-        self.metrics.statistics(evidence.score, evidence.p_value)
-        self.metrics.images(images)
-        if mode == "reject":
+    def _count_verdicts(self, judged: Sequence[Judged], guard: Guard) -> None:
+        """The verdicts of ``guard`` on some requests, whose answers leave after this; and their reports."""
+        if not judged:
+            return
+        flagged = [int(one.evidence.flagged.sum()) for one in judged]
+        verdicts = Counter(
+            (one.live.mode, "flagged" if number else "clean") for one, number in zip(judged, flagged, strict=True)
+        )
+        for (mode, verdict), number in verdicts.items():
+            self.metrics.requests(mode, verdict).inc(number)
+        evidence = [one.evidence for one in judged]
+        self.metrics.verdicts(
+            np.concatenate([one.scored.label for one in judged]), np.concatenate([one.flagged for one in evidence])
+        )
+        p_values = [one.p_value for one in evidence if one.p_value is not None]
+        self.metrics.statistics(
+            np.concatenate([one.score for one in evidence]), np.concatenate(p_values) if p_values else None
+        )
+        self.metrics.images(*(one.images for one in judged))
+        for one, number in zip(judged, flagged, strict=True):
+            if number:
+                self._act(one, number, guard)
+
+    def _act(self, judged: Judged, flagged: int, guard: Guard) -> None:
+        """What else is done about a request with so many flagged images. That a report fails costs no verdict."""
+        live = judged.live
+        if live.mode == "reject":
             self.metrics.rejected().inc(flagged)
-        elif mode == "correct":
+        elif live.mode == "correct":
             self.metrics.corrected().inc(flagged)
-        self._reports.offer(self.model, guard.fingerprint, live, scored, images, headers)
+        try:
+            self._reports.offer(self.model, guard.fingerprint, live, judged.scored, judged.images, judged.headers)
+        except Exception:
+            log.exception("a flagged request of %s is not reported", self.config.name)
 
     def _count_failure(self, size: int, stage: str, outcome: str) -> None:
         """A request of ``size`` images without a verdict; ``outcome``: open if it is answered all the same."""

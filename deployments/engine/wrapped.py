@@ -24,7 +24,7 @@ from deployments.engine.batcher import Ticket
 from deployments.engine.comparison import UpstreamMismatch, compare
 from deployments.engine.metrics import Metrics
 from deployments.engine.passes import Guard, Passes
-from deployments.engine.served import Served, drawn, rows_of
+from deployments.engine.served import Judged, Served, drawn, rows_of
 from deployments.errors import QueueFull, ShuttingDown, Unavailable, UpstreamFailed
 from deployments.originals.original import Original
 from deployments.policy import Answer, Scored
@@ -204,7 +204,7 @@ class Wrapped(Served[Half, Corrected]):
                 branch = Lost("statistic", error)
             else:
                 scored = scored._replace(evidence=evidence, version=branch.passes.version)
-                self._count_verdict(live, scored, images, headers, branch.passes.guard)
+                self._count_verdicts([Judged(live, images, scored, evidence, headers)], branch.passes.guard)
                 return scored
         if isinstance(branch.error, ShuttingDown) and live.mode != "observe":
             raise branch.error

@@ -130,6 +130,39 @@ def test_the_counters_tell_what_was_done(make_classifier, count, clean, triggere
         assert count("guard_stage_seconds_count", stage=stage) == 2
 
 
+def test_requests_that_run_together_count_as_alone(make_classifier, count, clean, triggered) -> None:
+    """One batch of six requests, after the one that kept the networks busy, is counted request by request."""
+    classifier = make_classifier(mode="correct", max_batch_size=32)
+    many = np.concatenate([clean, triggered, clean, clean, clean, clean])
+    requests = [clean, many, triggered, clean, np.concatenate([triggered, triggered]), clean]
+    serve(classifier, lambda c: ask_together(c, *requests))
+    assert classifier.guard.batches[-1] == 12
+    assert count("guard_requests_total", mode="correct", verdict="flagged") == 3
+    assert count("guard_requests_total", mode="correct", verdict="clean") == 4
+    assert count("guard_inputs_total", verdict="flagged") == count("guard_flagged_total", predicted_class="ant") == 4
+    assert count("guard_inputs_total", verdict="clean") == 9
+    assert count("guard_predicted_total", predicted_class="ant") == 13
+    assert count("guard_corrected_total") == 4
+    assert count("guard_score_count") == count("guard_p_value_count") == 13
+    assert count("guard_input_brightness_count") == count("guard_input_contrast_count") == 11  # four of the six
+    assert count("guard_stage_seconds_count", stage="queue") == 7
+
+
+def test_a_report_that_fails_costs_no_answer(make_classifier, count, triggered, monkeypatch) -> None:
+    """The flagged request is answered and counted all the same, once."""
+    classifier = make_classifier(mode="flag")
+
+    def fail(*_arguments: object) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(classifier._reports, "offer", fail)
+    answer = serve(classifier, lambda c: ask(c, triggered))
+    assert answer.flagged.tolist() == [True]
+    assert count("guard_requests_total", mode="flag", verdict="flagged") == 1
+    assert count("guard_requests_total", mode="flag", verdict="error") == 0
+    assert count("guard_inputs_total", verdict="error") == 0
+
+
 def test_shedding_is_an_error_that_is_counted(make_classifier, count, clean) -> None:
     """A request beyond the queue's capacity is refused at once, and counts as an error."""
     classifier = make_classifier(mode="flag", limits={"queued_images": 1})

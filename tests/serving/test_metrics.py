@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from deployments.engine.metrics import Metrics, score_buckets
+from deployments.engine.metrics import Distribution, Metrics, score_buckets
 from deployments.watch.watch import merged
 
 REPLICA = """
@@ -94,6 +94,25 @@ def test_every_series_is_there_before_the_first_event(registry: CollectorRegistr
     ]:
         assert registry.get_sample_value(name, {"model": "m", **labels}) == 0, (name, labels)
     assert registry.get_sample_value("guard_batch_size_count", {"model": "m"}) == 0
+
+
+@pytest.mark.parametrize("number", [1, 3, 4, 40])
+def test_many_values_count_as_each_would(number: int, registry: CollectorRegistry) -> None:
+    """Observed together or one by one, values fill the same buckets, those on a bound and beyond the last included."""
+    bounds = (0.1, 0.25, 0.5)
+    together = Distribution("together", "t", ("model",), registry=registry, buckets=bounds).labels("m")
+    apart = Distribution("apart", "t", ("model",), registry=registry, buckets=bounds).labels("m")
+    values = np.resize([0.25, 7.0, 0.05, 0.1, np.inf, 0.3, np.nan], number)
+    for _ in range(2):
+        together.observe_many(values)
+        for value in values.tolist():
+            apart.observe(value)
+    places = [("count", {}), ("sum", {}), *(("bucket", {"le": le}) for le in ("0.1", "0.25", "0.5", "+Inf"))]
+    for suffix, labels in places:
+        one, other = (
+            registry.get_sample_value(f"{name}_{suffix}", {"model": "m", **labels}) for name in ("together", "apart")
+        )
+        assert one == pytest.approx(other, nan_ok=True), (suffix, labels)
 
 
 def test_an_infinite_score_does_not_spoil_the_sum(registry: CollectorRegistry) -> None:
