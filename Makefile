@@ -1,7 +1,8 @@
-.PHONY: help demo test check bench bench-small load faults soak monitoring
+.PHONY: help demo test check bench bench-small load faults soak monitoring image
 PYTHON ?= python3
 DATA ?= $(error DATA: where CIFAR-10 is: a tar with train/CLASS/*.jpg and test/CLASS/*.jpg, or torchvision:CIFAR10:ROOT)
 BIN := .venv/bin
+HELM_SDKPY := 0.1.32 # asks for Python 3.12, runs on 3.11
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,7 +36,12 @@ faults: .venv/installed ## replicas killed and settings changed under load: ever
 soak: .venv/installed ## an hour of clients with all kinds of manners: no stall, nothing lost
 	$(BIN)/python -m benchmarks.soak
 
+image: ## the container image, backdoor-guard; for CUDA: make image TORCH_INDEX=https://pypi.org/simple TAG=cuda
+	docker build --tag backdoor-guard:$(or $(TAG),latest) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) .
+
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv || { echo 'make: $(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv' >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python helm-sdkpy==$(HELM_SDKPY) || \
+	  echo 'make: helm-sdkpy is not to be had for this machine: the tests of the chart are skipped' >&2
 	touch $@

@@ -231,11 +231,12 @@ def _read(file: Path) -> tuple[Held, ...]:
     """The keys of the file. Warns where others than its owner may read or write it."""
     try:
         text = file.read_text("utf-8")
-        mode = file.stat().st_mode
+        found = file.stat()
     except OSError as error:
         raise BadSetting(f"keys.file: {file}: {error.strerror}: name a file of keys", field="keys.file") from None
     except UnicodeDecodeError:
         raise BadSetting(f"keys.file: {file}: not text in UTF-8", field="keys.file") from None
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+    ours = found.st_uid == os.getuid()
+    if found.st_mode & (stat.S_IRWXO | (stat.S_IRWXG if ours else stat.S_IWGRP)):  # else the group is how we read it
         log.warning("%s: others than its owner may read or write this file of keys: chmod 600 it", file)
     return parse_file(text, str(file))

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qs, urlsplit
 
 import wire
-import yaml
 from wire import Object
 
 KINDS = {
@@ -44,6 +43,12 @@ class Key(NamedTuple):
     name: str
 
 
+class Server(ThreadingHTTPServer):
+    """With room for the connections that Helm opens at once: one that finds none is tried again a second later."""
+
+    request_queue_size = 128
+
+
 class FakeCluster:
     """Keeps what is sent to it and runs nothing; `lacks` names API versions that it does not serve."""
 
@@ -51,12 +56,11 @@ class FakeCluster:
         self.kinds = {version: kinds.split() for version, kinds in KINDS.items() if version not in lacks}
         self.objects: dict[Key, Object] = {}
         self.lock = threading.Lock()
-        self.requests: list[str] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, self))
+        self._server = Server(("127.0.0.1", 0), partial(Handler, self))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-        folder.mkdir(parents=True, exist_ok=True)
-        self.kubeconfig = folder / f"kubeconfig-{self._server.server_port}.yaml"
-        self.kubeconfig.write_text(yaml.safe_dump(self._config()))
+        server = f"http://127.0.0.1:{self._server.server_port}"
+        self.kubeconfig = folder / f"kubeconfig-{self._server.server_port}.json"
+        self.kubeconfig.write_text(json.dumps(kubeconfig(server)))
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -71,17 +75,6 @@ class FakeCluster:
     def applied(self) -> list[Object]:
         """The objects of the charts: Helm's own records are left out."""
         return [one for one in self.objects.values() if not one.get("type", "").startswith("helm.sh/")]
-
-    def _config(self) -> Object:
-        server = f"http://127.0.0.1:{self._server.server_port}"
-        return {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "fake", "cluster": {"server": server}}],
-            "users": [{"name": "fake", "user": {}}],
-            "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "fake"}}],
-            "current-context": "fake",
-        }
 
     def discovery(self, path: str) -> Object | None:
         """The answer to a question about the server itself."""
@@ -126,25 +119,24 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
-        self.cluster.requests.append(f"{self.command} {self.path} {self.headers.get('Content-Type')}")
-        body = self.body() if self.command in ("POST", "PUT", "PATCH") else None
+        data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.decoded(data) if self.command in ("POST", "PUT", "PATCH") else None
         with self.cluster.lock:
             found = self.cluster.discovery(url.path)
             code, answer = (200, found) if found else self.kept(url.path, parse_qs(url.query), body)
-        data = json.dumps(answer).encode()
+        text = json.dumps(answer).encode()
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Length", str(len(text)))
         self.end_headers()
-        self.wfile.write(data)
+        self.wfile.write(text)
 
     do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
 
-    def body(self) -> Any:
-        """What was sent, which is JSON but for Helm's records."""
-        data = self.rfile.read(int(self.headers["Content-Length"]))
+    def decoded(self, data: bytes) -> Any:
+        """What was sent: Helm's records come in protobuf, all else in JSON."""
         protobuf = self.headers["Content-Type"] == "application/vnd.kubernetes.protobuf"
-        return wire.secret(data) if protobuf else yaml.safe_load(data)
+        return wire.secret(data) if protobuf else json.loads(data)
 
     def kept(self, path: str, query: dict[str, list[str]], body: Any) -> tuple[int, Object]:
         """Reads or changes the objects kept."""
@@ -177,6 +169,16 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+def kubeconfig(server: str) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "fake", "cluster": {"server": server}}],
+        "contexts": [{"name": "fake", "context": {"cluster": "fake"}}],
+        "current-context": "fake",
+    }
+
+
 def failure(code: int, reason: str, message: str) -> tuple[int, Object]:
     """An error as the API server words it."""
     return code, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason,
@@ -184,5 +186,5 @@ def failure(code: int, reason: str, message: str) -> tuple[int, Object]:
 
 
 def plural(kind: str) -> str:
-    """The kind as paths spell it: networkpolicies, ingresses, pods."""
-    return re.sub("ys$", "ies", re.sub("sss$", "sses", f"{kind.lower()}s"))
+    """The kind as paths spell it: networkpolicies, ingresses, gateways."""
+    return re.sub("cys$", "cies", re.sub("sss$", "sses", f"{kind.lower()}s"))
