@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import click
@@ -18,6 +18,7 @@ import torch
 from guard.versions import versions
 
 ROOT = Path(__file__).parent.parent
+OURS = ("--json", "--out")  # where the figures go: not told
 
 json_option: Callable[..., Any] = click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures as JSON."
@@ -54,9 +55,24 @@ def provenance() -> dict[str, Any]:
 def command() -> str:
     """As it was typed, but for the folders of paths and where the figures go."""
     module = sys.modules["__main__"].__spec__
-    name = "" if module is None else module.name.removesuffix(".__main__")
-    typed = " ".join(["python -m", name, *(one or '""' for one in sys.argv[1:])])
-    return re.sub(r" --(json|out)[ =]\S+", "", re.sub(r"[^\s=:]*/", "", typed))
+    program = PurePath(sys.argv[0]).name if module is None else f"-m {module.name.removesuffix('.__main__')}"
+    words, left = [f"python {program}"], iter(sys.argv[1:])
+    for word in left:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if option in OURS:
+            if not equals:
+                next(left, None)
+            continue
+        words.append(f"{option}{equals}{_said(value)}" if value or not option else word)
+    return " ".join(words)
+
+
+def _said(value: str) -> str:
+    """A value without the folder of the path that it is, or ends with after colons, and quoted where need be."""
+    before, colon, path = value.rpartition(":")
+    if path.startswith(("/", "./", "../", "~")) or Path(path).exists():
+        path = PurePath(path).name or path
+    return shlex.quote(f"{before}{colon}{path}").replace("''", '""')
 
 
 def commit() -> str:

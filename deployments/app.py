@@ -27,6 +27,7 @@ HEALTH_TIMEOUT_S = 10.0
 DRAIN_S = 20.0
 START_TRIES = 6  # a replica that is killed while it starts counts as one, too
 CLOSING = "closing"
+HEAD_NODE = "node:__internal_head__"  # the resource that Ray gives the head
 log = logging.getLogger(__name__)
 
 
@@ -108,7 +109,7 @@ class ClassifierReplica:
 
 @serve.ingress()
 class MetricsReplica:
-    """The merged series of all replicas of this node, and the watch over them."""
+    """The merged series of all replicas of all nodes, and the watch over them."""
 
     def __init__(self, folder: Path, keys: dict[str, Any]) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -117,9 +118,10 @@ class MetricsReplica:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         from deployments.http.exposition import build_metrics_app
+        from deployments.nodes import OtherNodes
         from deployments.watch.watch import Watch
 
-        return build_metrics_app(Watch(self._folder), self._keys)
+        return build_metrics_app(Watch(self._folder, gather=OtherNodes(self._folder).gather), self._keys)
 
 
 class MetricsSettings(Settings):
@@ -172,7 +174,7 @@ def build_metrics(args: dict[str, Any]) -> Application:
     config = checked(MetricsSettings, args | {key: said[key] for key in ("metrics_dir",) if key in said})
     deploy = serve.deployment(
         name="metrics",
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "resources": {HEAD_NODE: 0.001}},  # it keeps what gone nodes counted
         max_ongoing_requests=16,
         max_queued_requests=16,
         health_check_period_s=HEALTH_PERIOD_S,

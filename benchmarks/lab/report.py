@@ -64,7 +64,8 @@ def _of(plan: Plan, networks: Sequence[Json], cells: Sequence[Json]) -> tuple[li
         cell
         for cell in cells
         if cell["network"] in known
-        and cell["settings"]["weights"] == known[cell["network"]].get("weights")
+        and cell["settings"].get("weights", "") == known[cell["network"]].get("weights")
+        and cell["settings"]["network"] == known[cell["network"]]["settings"]
         and cell["defence"] in plan.defences
         and cell["draw"] in plan.draws
         and plan.conditions.items() <= cell["settings"].items()
@@ -84,10 +85,14 @@ def _setting(plan: Plan, networks: Sequence[Json], cells: Sequence[Json]) -> str
             for row in made
         }
     )
+    if not made:
+        return "Nothing has been made."
+    data = sorted({f"{one['settings']['data']} ({one['settings']['images']})" for one in networks})
     torch = sorted({row["versions"]["torch"] for row in made})
     seconds = sum(row["seconds"]["all"] for row in made)
     measured = "all other test images" if plan.evaluated is None else f"{plan.evaluated:,} other test images"
     return (
+        f"Data: {', '.join(data)}. "
         f"D: {plan.per_class} test images a class ({len(plan.draws)} draws); everything is measured on {measured}. "
         f"{len(plan.seeds)} network(s) a case. Detectors may flag {plan.fpr:.1%} of clean inputs. "
         f"{'; '.join(machines)}; torch {', '.join(torch)}; {seconds / 60:.0f} task minutes in all."
@@ -175,7 +180,7 @@ def _detection(plan: Plan, cells: Cells) -> str:
             row = [title, defence]
             for strength in ("full", "weak"):
                 for key in ("auroc_successful", "tpr_successful"):
-                    values = [figures[strength][key] for figures in found if strength in figures]
+                    values = [figures[strength].get(key) for figures in found if strength in figures]
                     row.append(_spread(values) if values and None not in values else "")
             rows.append([*row, _spread(figures["clean"]["fpr"] for figures in found), str(len(found))])
     return _table(["attack", "detector", "AUROC", "TPR", "AUROC, weak", "TPR, weak", "FPR", "n"], rows)

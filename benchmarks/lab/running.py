@@ -155,10 +155,11 @@ class Run:
         self.say(f"{case.name(seed)}: not trained: {error.strip().splitlines()[-1]}")
         cells = len(self.plan.defences) * len(self.plan.draws)
         self._advance(1 + cells)
-        if case is self._controls[case.recipe]:
-            for other in [other for other in self._waiting if self._needs(other) == key]:
-                self._waiting.remove(other)
-                self._lost(other, f"{case.name(seed)}, which its attack is made with, was not trained")
+        if case is not self._controls[case.recipe]:
+            return
+        for other in [other for other in self._waiting if self._needs(other) == key]:
+            self._waiting.remove(other)
+            self._lost(other, f"{case.name(seed)}, which its attack is made with, was not trained")
 
     def _needs(self, key: Key) -> Key | None:
         """The network that an attack is made with."""

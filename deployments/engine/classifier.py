@@ -104,9 +104,12 @@ class Classifier(Served[Job, Scored]):
             groups = list(entries)
         try:
             for entry in groups:
-                await self._run_corrected(
-                    entry.passes, entry.first, entry.waiting, len(entry.waiting) == 1, hurried=False
-                )
+                try:
+                    await self._run_corrected(
+                        entry.passes, entry.first, entry.waiting, len(entry.waiting) == 1, hurried=False
+                    )
+                except Exception:
+                    log.exception("the verdicts of %d requests are lost", len(entry.waiting))
         finally:
             self._behind.subtract(entry.passes for entry in entries)
             self._behind += Counter()  # without those at zero

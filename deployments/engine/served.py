@@ -231,39 +231,38 @@ class Served(ABC, Generic[J, R]):
         self.metrics.inputs("skipped").inc(size)
 
     def _count_verdicts(self, judged: Sequence[Judged], guard: Guard) -> None:
-        """The verdicts of ``guard`` on some requests, whose answers leave after this; and their reports."""
+        """The verdicts of ``guard`` on some requests, whose answers leave after this; and their reports. It never
+        raises: that counting fails, or a report, is logged, and costs no answer."""
+        try:
+            self._tally(judged)
+        except Exception:
+            log.exception("%d verdicts of %s are not counted", len(judged), self.config.name)
+        for one in judged:
+            try:
+                self._reports.offer(self.model, guard.fingerprint, one.live, one.scored, one.images, one.headers)
+            except Exception:
+                log.exception("a request of %s is not reported", self.config.name)
+
+    def _tally(self, judged: Sequence[Judged]) -> None:
         if not judged:
             return
-        flagged = [int(one.evidence.flagged.sum()) for one in judged]
-        verdicts = Counter(
-            (one.live.mode, "flagged" if number else "clean") for one, number in zip(judged, flagged, strict=True)
-        )
-        for (mode, verdict), number in verdicts.items():
-            self.metrics.requests(mode, verdict).inc(number)
         evidence = [one.evidence for one in judged]
-        self.metrics.verdicts(
-            np.concatenate([one.scored.label for one in judged]), np.concatenate([one.flagged for one in evidence])
-        )
+        flags = [int(one.flagged.sum()) for one in evidence]
+        label = np.concatenate([one.scored.label for one in judged])
+        flagged, score = (np.concatenate([getattr(one, name) for one in evidence]) for name in ("flagged", "score"))
         p_values = [one.p_value for one in evidence if one.p_value is not None]
-        self.metrics.statistics(
-            np.concatenate([one.score for one in evidence]), np.concatenate(p_values) if p_values else None
-        )
+        done: Counter[tuple[str, str]] = Counter()
+        changed: Counter[str] = Counter()  # mode → flagged images
+        for one, number in zip(judged, flags, strict=True):
+            done[one.live.mode, "flagged" if number else "clean"] += 1
+            changed[one.live.mode] += number
+        for (mode, verdict), number in done.items():
+            self.metrics.requests(mode, verdict).inc(number)
+        self.metrics.verdicts(label, flagged)
+        self.metrics.statistics(score, np.concatenate(p_values) if p_values else None)
         self.metrics.images(*(one.images for one in judged))
-        for one, number in zip(judged, flagged, strict=True):
-            if number:
-                self._act(one, number, guard)
-
-    def _act(self, judged: Judged, flagged: int, guard: Guard) -> None:
-        """What else is done about a request with so many flagged images. That a report fails costs no verdict."""
-        live = judged.live
-        if live.mode == "reject":
-            self.metrics.rejected().inc(flagged)
-        elif live.mode == "correct":
-            self.metrics.corrected().inc(flagged)
-        try:
-            self._reports.offer(self.model, guard.fingerprint, live, judged.scored, judged.images, judged.headers)
-        except Exception:
-            log.exception("a flagged request of %s is not reported", self.config.name)
+        self.metrics.rejected().inc(changed["reject"])
+        self.metrics.corrected().inc(changed["correct"])
 
     def _count_failure(self, size: int, stage: str, outcome: str) -> None:
         """A request of ``size`` images without a verdict; ``outcome``: open if it is answered all the same."""

@@ -18,6 +18,7 @@ from deployments.settings import Settings
 from guard.null import law_from_json
 
 FOLDER = "models"
+NODES = "nodes"  # of copies of other nodes' folders: see `deployments.watch.nodes`
 SHAPES = ("score", "brightness", "contrast")
 log = logging.getLogger(__name__)
 
@@ -65,27 +66,40 @@ class Facts(Settings):
 
 
 def read_facts(folder: Path) -> dict[str, Facts | None]:
-    """model → what the processes that live say; None where they do not agree, as while a change is under way.
+    """model → what the processes that live say, of this node and of others whose folders are copied here; None where
+    they do not agree, as while a change is under way.
 
     Shapes on which they do not agree, since one began with another artifact and has its bins, are left out. What dead
     processes said is removed; a file that cannot be read, of another release perhaps, is left out.
     """
+    forget_dead_facts(folder)
     found: dict[str, list[Facts]] = {}
-    for path in sorted((folder / FOLDER).glob("*.json")):
-        model, _, process = path.stem.rpartition(".")
-        if not process.isdigit() or not running(int(process)):
-            path.unlink(missing_ok=True)
-            continue
-        try:
-            said = Facts.model_validate_json(path.read_text())
-        except (OSError, ValueError) as error:
-            log.warning("%s is not read: %s", path.name, error)
-            continue
-        if said.began != began(int(process)):  # another process has its number now
-            path.unlink(missing_ok=True)
-        else:
-            found.setdefault(model, []).append(said.model_copy(update={"began": 0}))
+    for path in sorted((*folder.glob(f"{FOLDER}/*.json"), *folder.glob(f"{NODES}/*/{FOLDER}/*.json"))):
+        said = _read(path)
+        if said is not None:
+            found.setdefault(path.stem.rpartition(".")[0], []).append(said.model_copy(update={"began": 0}))
     return {model: _agreed(said) for model, said in found.items()}
+
+
+def forget_dead_facts(folder: Path) -> None:
+    """Remove what processes of this node said that are dead, or whose number another has now."""
+    for path in (folder / FOLDER).glob("*.json"):
+        process = path.stem.rpartition(".")[2]
+        if process.isdigit() and running(int(process)):
+            said = _read(path)
+            if said is None or said.began == began(int(process)):
+                continue
+        path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Facts | None:
+    try:
+        return Facts.model_validate_json(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("%s is not read: %s", path.name, error)
+        return None
 
 
 def _agreed(said: Sequence[Facts]) -> Facts | None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import re
 import struct
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,19 +20,23 @@ from deployments.watch import kept
 from deployments.watch.counters import counters
 from deployments.watch.facts import read_facts, running
 from deployments.watch.models import FEATURES, Watched, summary
+from deployments.watch.nodes import HEAD, files, forget_dead
 
 EVERY_S = 2.0  # a look takes some 4 ms a replica
 STALE_S = 60.0  # what was seen longer ago is not exported any more, which an alert notices
-HEAD = 8  # bytes at the start of a file of counters
 READS = 5  # of files that come and go, before it is an error
 log = logging.getLogger(__name__)
 
 
 class Watch:
-    """Over the replicas that write their counters into ``folder``. Its methods may be called from any thread."""
+    """Over the replicas that write their counters into ``folder``. Its methods may be called from any thread.
 
-    def __init__(self, folder: Path, *, every_s: float = EVERY_S) -> None:
+    gather: called before each look, to bring the counters of other nodes there; that it fails is logged.
+    """
+
+    def __init__(self, folder: Path, *, every_s: float = EVERY_S, gather: Callable[[], None] = lambda: None) -> None:
         self._folder = folder
+        self._gather = gather
         self._every_s = every_s
         self._watched: dict[str, Watched] = {}
         self._lock = threading.Lock()
@@ -59,6 +62,10 @@ class Watch:
 
     def look(self) -> None:
         """Take in what was counted since the last look."""
+        try:
+            self._gather()
+        except Exception:
+            log.exception("the counters of other nodes are those of the last look")
         now, facts = time.time(), read_facts(self._folder)
         found = counters(merged(self._folder))
         with self._lock:
@@ -142,16 +149,12 @@ class Ready(CollectorRegistry):
 
 
 def merged(folder: Path) -> CollectorRegistry:
-    """The series of all processes that wrote into ``folder``. Gauges of dead processes are forgotten."""
-    for path in folder.glob("gauge_live*.db"):
-        found = re.search(r"_(\d+)\.db$", path.name)
-        if found and not running(int(found.group(1))):
-            path.unlink(missing_ok=True)
+    """The series of all processes that wrote into ``folder``, and of other nodes' that are copied there. Gauges of dead
+    processes are forgotten."""
+    forget_dead(folder)
     for left in reversed(range(READS)):
-        registry = CollectorRegistry()
         try:
-            MultiProcessCollector(registry, path=str(folder))  # type: ignore[no-untyped-call]
-            return Ready(registry.collect())
+            return Ready(MultiProcessCollector.merge(files(folder)))  # type: ignore[no-untyped-call]
         except (FileNotFoundError, struct.error, ValueError):  # of a process that has just begun, or ended
             if not left:
                 raise

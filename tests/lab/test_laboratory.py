@@ -190,6 +190,21 @@ def test_the_page_is_of_its_plan_alone(ran: tuple[Store, list[str]], tmp_path: P
     assert n(PLAN) == {"run"}
 
 
+def test_a_page_of_older_files_is_written(ran: tuple[Store, list[str]], tmp_path: Path) -> None:
+    """Cells that do not say whose weights they judged stay off it; a figure that they lack is left empty."""
+    shutil.copytree(ran[0].out, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "cells" / "badnet-s0" / "mmdf-d0.json"
+    cell = json.loads(path.read_text())
+    for figures in cell["figures"].values():
+        figures.pop("tpr_successful", None)
+    path.write_text(json.dumps(cell))
+    assert "| badnet | mmdf |" in write(PLAN, tmp_path).read_text()
+    del cell["settings"]["weights"]
+    path.write_text(json.dumps(cell))
+    text = write(PLAN, tmp_path).read_text().split("### badnet\n")[1].split("###")[0]
+    assert next(line for line in text.splitlines() if line.startswith("| mmdf")).rstrip(" |").endswith("1")
+
+
 def test_a_network_that_cannot_be_trained_is_told(run: Callable[[Plan, Store], list[str]], tmp_path: Path) -> None:
     """With what it broke: the attack that is made with it, and no cell of either."""
     broken = replace(RECIPE, network="nothing")

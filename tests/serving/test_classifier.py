@@ -148,6 +148,23 @@ def test_requests_that_run_together_count_as_alone(make_classifier, count, clean
     assert count("guard_stage_seconds_count", stage="queue") == 7
 
 
+def test_counting_that_fails_costs_no_answer(make_classifier, count, clean, triggered, monkeypatch) -> None:
+    """Each request of the batch has its verdict, and none counts twice."""
+    classifier = make_classifier(mode="flag")
+    images = classifier.metrics.images
+
+    def fail(*requests: object) -> None:
+        images(*requests)
+        raise OSError("no room")
+
+    monkeypatch.setattr(classifier.metrics, "images", fail)
+    answers = serve(classifier, lambda c: ask_together(c, clean, triggered, clean))
+    assert [answer.flagged.tolist() for answer in answers] == [[False], [True], [False]]
+    assert count("guard_requests_total", mode="flag", verdict="flagged") == 1
+    assert count("guard_requests_total", mode="flag", verdict="clean") == 3  # one kept the networks busy
+    assert count("guard_requests_total", mode="flag", verdict="error") == 0
+
+
 def test_a_report_that_fails_costs_no_answer(make_classifier, count, triggered, monkeypatch) -> None:
     """The flagged request is answered and counted all the same, once."""
     classifier = make_classifier(mode="flag")

@@ -1,0 +1,119 @@
+"""Machines for a Ray cluster, on this one: network namespaces on a bridge, each with a folder that only it sees."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+BRIDGE, NETWORK = "guard-hosts", "10.213.7"
+OWN = Path("/tmp/guard-hosts")  # the folder that each host has for itself
+BIN = Path(sys.executable).parent
+ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
+
+
+def missing() -> str | None:
+    """What hosts want that is not here."""
+    lacks = [name for name in ("ip", "unshare", "mount") if shutil.which(name) is None]
+    if lacks:
+        return f"needs {', '.join(lacks)} (Debian: iproute2, util-linux)"
+    made = subprocess.run(["ip", "netns", "add", "guard-trial"], capture_output=True, check=False)
+    if made.returncode:
+        return "needs the right to make network namespaces (root)"
+    subprocess.run(["ip", "netns", "del", "guard-trial"], check=True)
+    return None
+
+
+class Host:
+    """One machine. folder: what it sees as `OWN`. log: what its Ray prints."""
+
+    def __init__(self, number: int, folder: Path) -> None:
+        self.name, self.address = f"guard-host-{number}", f"{NETWORK}.{number}"
+        self.folder, self.log = folder / self.name, folder / f"{self.name}.log"
+        self._node: subprocess.Popen[bytes] | None = None
+
+    def plug_in(self) -> None:
+        outside, inside = f"gh{self.address.split('.')[-1]}a", f"gh{self.address.split('.')[-1]}b"
+        self.folder.mkdir()
+        _ip("netns", "add", self.name)
+        _ip("link", "add", outside, "type", "veth", "peer", "name", inside, "netns", self.name)
+        _ip("link", "set", outside, "master", BRIDGE, "up")
+        _ip("-n", self.name, "link", "set", "lo", "up")
+        _ip("-n", self.name, "addr", "add", f"{self.address}/24", "dev", inside)
+        _ip("-n", self.name, "link", "set", inside, "up")
+
+    def run(self, command: Sequence[str | Path], **more: str) -> subprocess.Popen[bytes]:
+        """A program on this host."""
+        inside = f'mount --make-rprivate / && mount --bind "{self.folder}" "{OWN}" && exec "$@"'
+        whole = ["ip", "netns", "exec", self.name, "unshare", "--mount", "sh", "-c", inside, "sh", *map(str, command)]
+        with self.log.open("ab") as log:
+            return subprocess.Popen(whole, env=os.environ | ENVIRONMENT | more, stdout=log, stderr=log)
+
+    def start_ray(self, *options: str, cpus: int = 1, **more: str) -> None:
+        """A node of a cluster, with the default ports."""
+        common = [f"--node-ip-address={self.address}", f"--num-cpus={cpus}", "--block", "--disable-usage-stats"]
+        self._node = self.run([BIN / "ray", "start", *options, *common], **more)
+
+    def kill(self) -> None:
+        """All its processes at once, as when a machine loses its power."""
+        found = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False)
+        for process in found.stdout.split():
+            with suppress(ProcessLookupError):
+                os.kill(int(process), signal.SIGKILL)
+        if self._node is not None:
+            self._node.wait()
+
+    def unplug(self) -> None:
+        self.kill()
+        subprocess.run(["ip", "netns", "del", self.name], capture_output=True, check=False)
+
+
+class Hosts:
+    """``count`` machines that reach each other and are reached from here."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.hosts = [Host(number, folder) for number in range(1, count + 1)]
+
+    def __enter__(self) -> Self:
+        self.unplug()  # what a test that was killed has left
+        OWN.mkdir(exist_ok=True)
+        _ip("link", "add", BRIDGE, "type", "bridge")
+        _ip("addr", "add", f"{NETWORK}.254/24", "dev", BRIDGE)
+        _ip("link", "set", BRIDGE, "up")
+        for host in self.hosts:
+            host.plug_in()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.unplug()
+
+    def unplug(self) -> None:
+        for host in self.hosts:
+            host.unplug()
+        subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True, check=False)
+
+    def start_ray(self, **more: str) -> None:
+        """One cluster: the first host is the head."""
+        head, *others = self.hosts
+        head.start_ray("--head", "--port=6379", "--dashboard-host=0.0.0.0", f"--temp-dir={OWN / 'ray'}", **more)
+        for host in others:
+            host.start_ray(f"--address={head.address}:6379", **more)
+
+    def deploy(self, path: Path) -> None:
+        """`serve deploy`, as people do it."""
+        done = self.hosts[0].run([BIN / "serve", "deploy", "-a", f"http://{self.hosts[0].address}:8265", path])
+        if done.wait(120):
+            raise RuntimeError(self.hosts[0].log.read_text()[-4000:])
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)

@@ -1,0 +1,142 @@
+"""Counters of several nodes come together in one place, whatever happens to the nodes."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from prometheus_client import generate_latest
+from test_metrics import replica, samples
+from test_watch import Replica
+
+from deployments.watch.facts import read_facts
+from deployments.watch.nodes import Copies, Snapshot, place, read
+from deployments.watch.watch import Watch, merged
+
+CLEAN = ("guard_requests_total", "flag", "m", "clean")
+THRESHOLD = ("guard_threshold", "m")
+
+
+@contextmanager
+def living(*processes: subprocess.Popen[str]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.communicate()
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Path:
+    folder = tmp_path / "there"
+    folder.mkdir()
+    return folder
+
+
+def counted(folder: Path) -> dict[tuple[str, ...], float]:
+    return samples(generate_latest(merged(folder)))
+
+
+def test_counters_of_both_nodes_add_up(here: Path, there: Path) -> None:
+    """Replicas here and on another node count as one, now and as they go on."""
+    with living(replica(here, 3), replica(there, 4)):
+        copies = Copies(here)
+        copies.update({"other": read(there, copies.known("other"))})
+        assert counted(here)[CLEAN] == 7
+        with living(replica(there, 5)):
+            copies.update({"other": read(there, copies.known("other"))})
+            assert counted(here)[CLEAN] == 12
+            assert counted(here)[THRESHOLD] == 0.005
+
+
+def test_what_is_known_is_not_sent_again(here: Path, there: Path) -> None:
+    """An answer that was lost is made up for by the next."""
+    with living(replica(there, 4)):
+        copies = Copies(here)
+        lost = read(there, copies.known("other"))
+        copies.update({"other": read(there, copies.known("other"))})
+        again = read(there, copies.known("other"))
+    assert lost.changed
+    assert not again.changed
+    assert again.there == lost.there
+    assert counted(here)[CLEAN] == 4
+
+
+def test_a_node_that_has_gone_keeps_what_it_counted(here: Path, there: Path) -> None:
+    """Its counters stay; its threshold, and what it said of its artifact, go."""
+    with living(replica(there, 4)):
+        Replica().facts().write(there)
+        copies = Copies(here)
+        copies.update({"other": read(there, {})})
+        copies.keep_only({"other"})
+        assert THRESHOLD in counted(here)
+        assert "m" in read_facts(here)
+        copies.keep_only(set())
+        assert counted(here)[CLEAN] == 4
+        assert THRESHOLD not in counted(here)
+        assert not read_facts(here)
+
+
+def test_a_process_that_died_there_says_nothing_more(here: Path, there: Path) -> None:
+    """Its gauges go with the next look, its counters stay."""
+    copies = Copies(here)
+    with living(replica(there, 4)):
+        copies.update({"other": read(there, copies.known("other"))})
+        assert THRESHOLD in counted(here)
+    copies.update({"other": read(there, copies.known("other"))})
+    assert counted(here)[CLEAN] == 4
+    assert THRESHOLD not in counted(here)
+
+
+def test_a_folder_that_nodes_share_counts_once(here: Path, there: Path) -> None:
+    """Two nodes with one folder, and one whose folder is this one, also when an answer is late."""
+    (there.parent / "alias").symlink_to(there)
+    with living(replica(here, 3), replica(there, 4)):
+        copies = Copies(here)
+        for nodes in ({"a": there, "b": there.parent / "alias", "c": here}, {"b": there}, {"a": there}):
+            copies.update({node: read(folder, copies.known(node)) for node, folder in nodes.items()})
+            copies.keep_only({"a", "b", "c"})
+            assert counted(here)[CLEAN] == 7
+
+
+def test_nothing_is_forgotten_before_every_node_was_heard(here: Path, there: Path) -> None:
+    """A watch that starts anew keeps what the one before it had copied."""
+    with living(replica(there, 4)):
+        Copies(here).update({"other": read(there, {})})
+        anew = Copies(here)
+        anew.keep_only({"other"})
+        assert THRESHOLD in counted(here)
+        anew.update({"other": read(there, anew.known("other"))})
+        anew.keep_only({"other"})
+        assert counted(here)[CLEAN] == 4
+        assert THRESHOLD in counted(here)
+
+
+def test_a_node_without_replicas(here: Path, tmp_path: Path) -> None:
+    """Has nothing to say, and is no error."""
+    found = read(tmp_path / "empty" / "folder", {})
+    assert found == Snapshot(place(tmp_path / "empty" / "folder"), {}, {})
+    Copies(here).update({"other": found})
+    assert counted(here) == {}
+
+
+def test_a_watch_goes_on_when_others_are_silent(here: Path) -> None:
+    """What is here is looked at all the same."""
+
+    def fail() -> None:
+        raise OSError("no network")
+
+    with living(replica(here, 3)):
+        watch = Watch(here, gather=fail)
+        watch.look()
+        assert samples(watch.render())[CLEAN] == 3
