@@ -1,4 +1,5 @@
-"""Machines for a Ray cluster, on this one: network namespaces on a bridge, each with a folder that only it sees."""
+"""Machines for a Ray cluster, on this one: each has its own network, on a bridge, its own processes, and a folder that
+only it sees."""
 
 from __future__ import annotations
 
@@ -37,22 +38,23 @@ class Host:
     def __init__(self, number: int, folder: Path) -> None:
         self.name, self.address = f"guard-host-{number}", f"{NETWORK}.{number}"
         self.folder, self.log = folder / self.name, folder / f"{self.name}.log"
+        self._cable = f"guard-eth{number}"
         self._node: subprocess.Popen[bytes] | None = None
 
     def plug_in(self) -> None:
-        outside, inside = f"gh{self.address.split('.')[-1]}a", f"gh{self.address.split('.')[-1]}b"
         self.folder.mkdir()
         _ip("netns", "add", self.name)
-        _ip("link", "add", outside, "type", "veth", "peer", "name", inside, "netns", self.name)
-        _ip("link", "set", outside, "master", BRIDGE, "up")
+        _ip("link", "add", self._cable, "type", "veth", "peer", "name", "eth0", "netns", self.name)
+        _ip("link", "set", self._cable, "master", BRIDGE, "up")
         _ip("-n", self.name, "link", "set", "lo", "up")
-        _ip("-n", self.name, "addr", "add", f"{self.address}/24", "dev", inside)
-        _ip("-n", self.name, "link", "set", inside, "up")
+        _ip("-n", self.name, "addr", "add", f"{self.address}/24", "dev", "eth0")
+        _ip("-n", self.name, "link", "set", "eth0", "up")
 
     def run(self, command: Sequence[str | Path], **more: str) -> subprocess.Popen[bytes]:
         """A program on this host."""
         inside = f'mount --make-rprivate / && mount --bind "{self.folder}" "{OWN}" && exec "$@"'
-        whole = ["ip", "netns", "exec", self.name, "unshare", "--mount", "sh", "-c", inside, "sh", *map(str, command)]
+        apart = ["ip", "netns", "exec", self.name, "unshare", "--mount", "--pid", "--fork", "--mount-proc"]
+        whole = [*apart, "sh", "-c", inside, "sh", *map(str, command)]
         with self.log.open("ab") as log:
             return subprocess.Popen(whole, env=os.environ | ENVIRONMENT | more, stdout=log, stderr=log)
 
@@ -72,7 +74,8 @@ class Host:
 
     def unplug(self) -> None:
         self.kill()
-        subprocess.run(["ip", "netns", "del", self.name], capture_output=True, check=False)
+        for what in (["link", "del", self._cable], ["netns", "del", self.name]):
+            subprocess.run(["ip", *what], capture_output=True, check=False)
 
 
 class Hosts:
@@ -101,12 +104,15 @@ class Hosts:
             host.unplug()
         subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True, check=False)
 
-    def start_ray(self, **more: str) -> None:
-        """One cluster: the first host is the head."""
-        head, *others = self.hosts
-        head.start_ray("--head", "--port=6379", "--dashboard-host=0.0.0.0", f"--temp-dir={OWN / 'ray'}", **more)
-        for host in others:
-            host.start_ray(f"--address={head.address}:6379", **more)
+    def start_ray(self, *, head_cpus: int = 1, **more: str) -> None:
+        """One cluster: the first host is the head, with this environment."""
+        self.start_head(head_cpus=head_cpus, **more)
+        for host in self.hosts[1:]:
+            host.start_ray(f"--address={self.hosts[0].address}:6379")
+
+    def start_head(self, *, head_cpus: int = 1, **more: str) -> None:
+        options = ("--head", "--port=6379", "--dashboard-host=0.0.0.0", f"--temp-dir={OWN / 'ray'}")
+        self.hosts[0].start_ray(*options, cpus=head_cpus, **more)
 
     def deploy(self, path: Path) -> None:
         """`serve deploy`, as people do it."""

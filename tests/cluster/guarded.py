@@ -1,0 +1,115 @@
+"""A guard on several machines, and clients of it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+from hand import bna_artifact, image
+from hosts import OWN, Host, Hosts
+from prometheus_client.parser import text_string_to_metric_families
+
+BODY = json.dumps({"instances": image(1.0, 0.2, 0.1).tolist()}).encode()  # flagged
+ROUTE = "/v1/models/hand:predict"
+WAIT_S = 120.0
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = WAIT_S) -> None:
+    """Wait for ``condition``; ``what`` is said if it does not come."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if condition():
+                return
+        except httpx.HTTPError:
+            pass
+        assert time.monotonic() < deadline, what
+        time.sleep(0.3)
+
+
+def configuration(folder: Path, **model: Any) -> Path:
+    """A configuration file with two replicas of the model hand, of one CPU each."""
+    artifact = folder / "hand"
+    if not artifact.exists():
+        bna_artifact(0).save(artifact)
+    metrics = {"metrics_dir": str(OWN / "metrics")}
+    guard = {"name": "guard", "route_prefix": "/", "import_path": "deployments.app:build"}
+    told = {"name": "guard-metrics", "route_prefix": "/metrics", "import_path": "deployments.app:build_metrics"}
+    args = {"replicas": 2, "models": [{"artifact": str(artifact), "name": "hand"}], **metrics}
+    live = [{"name": "classifier", "user_config": {"hand": model}}] if model else []
+    document = {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": "0.0.0.0", "port": 8000},
+        "applications": [guard | {"args": args, "deployments": live}, told | {"args": metrics}],
+    }
+    file = folder / "guard.yaml"
+    file.write_text(yaml.safe_dump(document))
+    return file
+
+
+def alive(host: Host) -> bool:
+    return httpx.get(f"http://{host.address}:8265/api/gcs_healthz").status_code == 200
+
+
+def answering(host: Host) -> bool:
+    return httpx.get(f"http://{host.address}:8000/v2/health/ready").status_code == 200
+
+
+def counting(host: Host) -> bool:
+    """Whether replicas on it have begun to count."""
+    return bool(list((host.folder / "metrics").glob("counter_*.db")))
+
+
+def counted(hosts: Hosts) -> float:
+    """Requests, as the head's /metrics tells."""
+    text = httpx.get(f"http://{hosts.hosts[0].address}:8000/metrics", timeout=30).raise_for_status().text
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "guard_requests_total" and sample.labels["verdict"] in ("clean", "flagged")
+    )
+
+
+def ask(client: httpx.Client, host: Host) -> int:
+    """The status of a request; one that fails is tried once more, after half a second."""
+    status = 0
+    for pause in (0.5, 0.0):
+        try:
+            status = client.post(f"http://{host.address}:8000{ROUTE}", content=BODY, timeout=30).status_code
+        except httpx.HTTPError:
+            status = 0
+        if status == 200:
+            break
+        time.sleep(pause)
+    return status
+
+
+@contextmanager
+def clients(*hosts: Host) -> Iterator[list[int]]:
+    """Four clients who ask without a pause, in turn at these machines; the statuses of their requests, all there at the
+    end."""
+    statuses: list[int] = []
+    ending = threading.Event()
+
+    def client(number: int) -> None:
+        with httpx.Client() as one:
+            while not ending.is_set():
+                statuses.append(ask(one, hosts[number % len(hosts)]))
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(4)]
+    for one in threads:
+        one.start()
+    try:
+        yield statuses
+    finally:
+        ending.set()
+        for one in threads:
+            one.join()
