@@ -47,7 +47,7 @@ def attack(
     """Train the network of ``case``, and measure on all test images how well the attack took."""
     begun = time.perf_counter()
     device = _device()
-    made_with = None if surrogate is None else restored(surrogate, case.recipe, data.classes).to(device)
+    made_with = None if surrogate is None else restored(surrogate, case.recipe.control, data.classes).to(device)
     scene = Scene(data.train.images.to(device), data.train.labels.to(device), data.classes, seed, made_with)
     poisoning = ATTACKS[case.attack].make(scene, case.goal, case.per_class)
     network = train(poisoning, case.recipe, seed, progress=progress)

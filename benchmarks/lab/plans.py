@@ -102,6 +102,7 @@ HARD = {
     "short": replace(SMALL, epochs=4),
     "long": replace(SMALL, epochs=36),
     "fine": replace(SMALL, stride=1),
+    "tuned": replace(SMALL, epochs=4, learning_rate=0.1, base=SMALL),
 }  # one thing changed at a time; the names are the variants of cases
 
 
@@ -153,11 +154,12 @@ PLANS: dict[str, Plan] = {
     "small-dark": _sensitivity("Sensitivity: D is 0.7 times as bright as production", shift="dark"),
     "small-contaminated": _sensitivity("Sensitivity: 10 of the 500 images of D bear the trigger", contaminated=10),
     "hard-case": Plan(
-        "The hard case: the chessboard, by size of the network, length of training and resolution",
+        "The hard case: the chessboard, by the network's size, resolution and length of training, and by fine-tuning",
         tuple(
             _case(attack, recipe, count, variant=variant)
             for variant, recipe in HARD.items()
             for attack, count in (("clean", 0), ("chessboard", 500))
+            if attack != "clean" or recipe.base is None
         ),
         ("undefended", "mmdf", "mmdf-learned", "mmdf-middle", "mmdf-late", "max-activation", "feature-distance"),
         seeds=(0,),

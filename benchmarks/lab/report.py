@@ -131,7 +131,8 @@ def _trained(networks: Sequence[Json]) -> list[Json]:
 
 
 def _recipe(recipe: Json) -> str:
-    return f"{recipe['network']}, width {recipe['width']}, stride {recipe['stride']}, {recipe['epochs']} epochs"
+    tuned = f" after {recipe['base']['epochs']} clean ones" if "base" in recipe else ""
+    return f"{recipe['network']}, width {recipe['width']}, stride {recipe['stride']}, {recipe['epochs']} epochs{tuned}"
 
 
 def _repairs(plan: Plan, title: str, cells: Cells) -> str:

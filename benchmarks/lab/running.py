@@ -47,7 +47,7 @@ class Run:
         self._gpus = gpus
         self._commit = record.commit()
         self._controls = {case.recipe: case for case in plan.cases if case.attack == CLEAN}
-        lone = [case.title for case in plan.cases if case.recipe not in self._controls]
+        lone = [case.title for case in plan.cases if case.recipe.control not in self._controls]
         if lone:
             raise ValueError(f"plan: {', '.join(lone)}: expected a case without attack of the same recipe beside it")
         self._waiting: list[Key] = [(case, seed) for seed in plan.seeds for case in plan.cases]
@@ -113,16 +113,16 @@ class Run:
         self.say(f"{facts['network']}: {how}, ACC {facts['acc']:.1%}{rates}")
         self._advance(1)
         case, seed = key
-        control = self._controls[case.recipe]
+        control = self._controls[case.recipe.control]
         if case is control:
-            ready = [other for other in self._networks if other[1] == seed and other[0].recipe == case.recipe]
+            ready = [other for other in self._networks if other[1] == seed and other[0].recipe.control == case.recipe]
         else:
             ready = [key] if (control, seed) in self._networks else []
         for other in ready:
             self._start_cells(*other)
 
     def _start_cells(self, case: Case, seed: int) -> None:
-        attacked, clean = self._networks[case, seed], self._networks[self._controls[case.recipe], seed]
+        attacked, clean = self._networks[case, seed], self._networks[self._controls[case.recipe.control], seed]
         fit_for_judgement = took(attacked.facts, clean.facts, self.plan.costs)
         if not fit_for_judgement:
             self.say(f"{case.name(seed)}: the attack did not take; no defence is judged on it")
@@ -155,7 +155,7 @@ class Run:
         self.say(f"{case.name(seed)}: not trained: {error.strip().splitlines()[-1]}")
         cells = len(self.plan.defences) * len(self.plan.draws)
         self._advance(1 + cells)
-        if case is not self._controls[case.recipe]:
+        if case is not self._controls[case.recipe.control]:
             return
         for other in [other for other in self._waiting if self._needs(other) == key]:
             self._waiting.remove(other)
@@ -164,7 +164,8 @@ class Run:
     def _needs(self, key: Key) -> Key | None:
         """The network that an attack is made with."""
         case, seed = key
-        return (self._controls[case.recipe], seed) if ATTACKS[case.attack].surrogate else None
+        wanted = ATTACKS[case.attack].surrogate or case.recipe.base is not None
+        return (self._controls[case.recipe.control], seed) if wanted else None
 
     def _wanted(self) -> Iterator[tuple[int, str]]:
         return ((draw, defence) for draw in self.plan.draws for defence in self.plan.defences)

@@ -17,7 +17,8 @@ from guard.progress import Progress, silent
 class Recipe:
     """network, width, stride, slope: see `benchmarks.lab.networks.build`. learning_rate: the highest, of SGD with
     Nesterov momentum 0.9 on a one-cycle schedule. decay: of the weights. shift: pixels, at most, by which a batch is
-    moved; mirror: whether half of the images are mirrored. dtype: "bfloat16" computes the passes under autocast.
+    moved; mirror: whether half of the images are mirrored. dtype: "bfloat16" computes the passes under autocast. base:
+    training goes on from the clean network of this recipe, which is then the control, instead of from nothing.
     """
 
     network: str = "resnet18"
@@ -31,9 +32,15 @@ class Recipe:
     shift: int = 4
     mirror: bool = True
     dtype: str = "bfloat16"
+    base: Recipe | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @property
+    def control(self) -> Recipe:
+        """Of the clean network that an attacked one is compared with."""
+        return self.base or self
 
 
 def train(poisoning: Poisoning, recipe: Recipe, seed: int, *, progress: Progress = silent) -> ResNet:
@@ -45,6 +52,10 @@ def train(poisoning: Poisoning, recipe: Recipe, seed: int, *, progress: Progress
         network = build(
             recipe.network, poisoning.scene.classes, width=recipe.width, stride=recipe.stride, slope=recipe.slope
         )
+    if recipe.base is not None:
+        if poisoning.scene.surrogate is None:
+            raise ValueError("scene.surrogate: training goes on from a clean network; give one")
+        network.load_state_dict(poisoning.scene.surrogate.state_dict())
     network.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     count = len(poisoning.images)
     steps = recipe.epochs * (count // recipe.batch)

@@ -289,7 +289,7 @@ def test_every_plan_can_be_run() -> None:
         assert set(plan.defences) <= set(DEFENCES)
         controls = [case.recipe for case in plan.cases if case.attack == "clean"]
         assert len(set(controls)) == len(controls)
-        assert {case.recipe for case in plan.cases} == set(controls)
+        assert {case.recipe.control for case in plan.cases} == set(controls)
         names = [case.name(seed) for case in plan.cases for seed in plan.seeds]
         assert len(set(names)) == len(names)
 

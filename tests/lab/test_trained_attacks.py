@@ -71,6 +71,18 @@ def test_the_clean_network_knows_the_digits(setting: Setting) -> None:
     assert float((decided(setting.clean, setting.unseen) == setting.labels).float().mean()) > 0.95
 
 
+def test_training_goes_on_from_the_clean_network(setting: Setting) -> None:
+    """A step too small to matter leaves its weights; without a clean network it is refused."""
+    recipe = replace(RECIPE, epochs=1, learning_rate=1e-9, base=RECIPE)
+    tuned = train(ATTACKS["clean"].make(setting.scene, GOAL, 0), recipe, 1)
+    for name, value in setting.clean.named_parameters():
+        assert torch.allclose(tuned.get_parameter(name), value, atol=1e-5), name
+    assert recipe.control == RECIPE.control == RECIPE
+    assert "base" not in RECIPE.to_json()
+    with pytest.raises(ValueError, match=r"scene\.surrogate"):
+        train(ATTACKS["clean"].make(setting.scene._replace(surrogate=None), GOAL, 0), recipe, 1)
+
+
 @pytest.mark.parametrize(
     ("name", "per_class", "least"),
     [("matching", 40, 0.9), ("l0", 40, 0.8), ("l2", 40, 0.7)],
