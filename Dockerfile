@@ -9,11 +9,14 @@ ARG BASE=docker.io/library/python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# The same in every image of a cluster, and in the chart's rayVersion: Ray's processes insist on it.
+ARG RAY_VERSION=2.60.0
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 RUN python -m venv /opt/guard
 ENV PATH=/opt/guard/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --index-url "${TORCH_INDEX}" --extra-index-url https://pypi.org/simple "torch>=2.11" "torchvision>=0.26"
+    pip install --index-url "${TORCH_INDEX}" --extra-index-url https://pypi.org/simple \
+    "torch>=2.11" "torchvision>=0.26" "ray[serve]==${RAY_VERSION}"
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY guard guard

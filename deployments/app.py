@@ -121,7 +121,8 @@ class MetricsReplica:
         from deployments.nodes import OtherNodes
         from deployments.watch.watch import Watch
 
-        return build_metrics_app(Watch(self._folder, gather=OtherNodes(self._folder).gather), self._keys)
+        others = OtherNodes(self._folder)
+        return build_metrics_app(Watch(self._folder, gather=others.gather, complete=others.complete), self._keys)
 
 
 class MetricsSettings(Settings):
@@ -152,6 +153,7 @@ def application(config: ServeConfig) -> Application:
         num_replicas=config.replicas,
         ray_actor_options={
             "num_cpus": config.cpus_per_replica,
+            "num_gpus": config.gpus,
             "runtime_env": {"env_vars": {"PROMETHEUS_MULTIPROC_DIR": str(folder)}},
         },
         user_config={},  # a configuration file may say more; with none at all `reconfigure` would not be called

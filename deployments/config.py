@@ -107,17 +107,26 @@ class GrpcSettings(Settings):
 class ServeConfig(Settings):
     """Models behind one address, each replica holding all of them.
 
-    replicas: processes. cpus_per_replica: what Ray reserves for each. grpc: serve gRPC as well (None: no). keys: who
-    may ask (without any key: everybody). metrics_dir: a folder of each node that its replicas share (default: one
-    within Ray's session).
+    replicas: processes. cpus_per_replica, gpus_per_replica: what Ray reserves for each (GPUs by default: one where a
+    model runs on one; without any reserved, Ray hides them from the process). grpc: serve gRPC as well (None: no).
+    keys: who may ask (without any key: everybody). metrics_dir: a folder of each node that its replicas share (default:
+    one within Ray's session).
     """
 
     models: tuple[ModelConfig, ...] = Field(min_length=1)
     replicas: int = Field(default=1, ge=1)
     cpus_per_replica: float = Field(default=1.0, ge=0)
+    gpus_per_replica: float | None = Field(default=None, ge=0)
     grpc: GrpcSettings | None = None
     keys: KeySettings = Field(default_factory=KeySettings)
     metrics_dir: Path | None = None
+
+    @property
+    def gpus(self) -> float:
+        """What Ray reserves of GPUs for a replica."""
+        if self.gpus_per_replica is not None:
+            return self.gpus_per_replica
+        return float(any(model.device != "cpu" for model in self.models))
 
     @model_validator(mode="after")
     def _names_differ(self) -> ServeConfig:

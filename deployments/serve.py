@@ -88,6 +88,7 @@ def running(served: Document, *, proxy: Proxy = "auto") -> Iterator[Server]:
             _check_port(config.grpc.host, config.grpc.port, "--grpc-port")
         try:
             _start_ray(config)
+            _check_room(config)
             _start_serve(served)
             yield Server(served, proxy)
         finally:
@@ -130,12 +131,19 @@ def _check_room(config: ServeConfig) -> None:
     """Raise BadSetting if this Ray, which is as large as it was at the start, has no room for so many replicas."""
     import ray
 
-    there = float(ray.cluster_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
-    if config.replicas * config.cpus_per_replica > there:
+    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    cpus, gpus = (float(there.get(name, 0.0)) for name in ("CPU", "GPU"))
+    if config.replicas * config.cpus_per_replica > cpus:
         raise BadSetting(
-            f"replicas: {config.replicas} of {config.cpus_per_replica:g} CPUs are more than the {there:g} of the Ray "
+            f"replicas: {config.replicas} of {config.cpus_per_replica:g} CPUs are more than the {cpus:g} of the Ray "
             "that was started: start the server anew",
             field="replicas",
+        )
+    if config.replicas * config.gpus > gpus:
+        raise BadSetting(
+            f"gpus_per_replica: {config.replicas} of {config.gpus:g} are more than the {gpus:g} that Ray sees: say "
+            f"{gpus / config.replicas:.3g} or less, and they share",
+            field="gpus_per_replica",
         )
 
 

@@ -29,6 +29,12 @@ def test_what_it_copies_is_there_and_not_ignored() -> None:
         assert (ROOT / path).exists()
 
 
+def test_image_and_chart_have_the_same_ray() -> None:
+    """The version in the recipe is the one that KubeRay is told."""
+    (version,) = re.findall(r"^ARG RAY_VERSION=(\S+)$", (ROOT / "Dockerfile").read_text(), re.M)
+    assert f'rayVersion: "{version}"\n' in (ROOT / "helm" / "guard" / "values.yaml").read_text()
+
+
 def test_it_runs_as_nobody_in_particular() -> None:
     """The last user is a number that is not root's, as Kubernetes wants it, and the same as the chart's."""
     user = re.findall(r"^USER (\d+):(\d+)$", (ROOT / "Dockerfile").read_text(), re.M)[-1]

@@ -39,6 +39,9 @@ def build_metrics_app(watch: Watch, keys: Keys | None = None) -> ASGIApp:
             return JSONResponse({"error": "there is nothing here", "field": None}, 404)
         if scope["method"] not in ("GET", "HEAD"):
             return JSONResponse({"error": "only GET", "field": None}, 405, {"allow": "GET, HEAD"})
+        if not watch.complete():
+            wait = "the counters of other nodes are not all here yet: try again in a few seconds"
+            return JSONResponse({"error": wait, "field": None}, 503, {"retry-after": "5"})
         if path == STATE:
             return JSONResponse(await run_in_threadpool(watch.state))
         body = await run_in_threadpool(watch.render)

@@ -6,7 +6,11 @@ FOLDER/nodes/PLACE/*.db, …/models/*.json        copies of another's; counters 
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import re
+import secrets
 import shutil
 import struct
 from collections.abc import Mapping
@@ -15,11 +19,15 @@ from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 
+from prometheus_client.mmap_dict import MmapedDict
+
 from deployments.watch.facts import FOLDER as FACTS
 from deployments.watch.facts import NODES, forget_dead_facts, running
 
 HEAD = 8  # bytes at the start of a file of counters, the first four of which say how many are used
 LIVE = "gauge_live*.db"  # what only living processes say
+NAME = re.compile(rf"[\w-]+\.db|{FACTS}/[^/]+\.json")  # of a file that another node may send
+log = logging.getLogger(__name__)
 
 
 class Snapshot(NamedTuple):
@@ -67,11 +75,15 @@ class Copies:
                 self._keep(self._of(snapshot.place), snapshot)
             self._known[snapshot.place] = snapshot.there
 
+    def heard(self, nodes: set[str]) -> bool:
+        """Whether each of these has been heard."""
+        return nodes <= set(self._places)
+
     def keep_only(self, nodes: set[str]) -> None:
         """Forget what nodes that are not among these said of themselves; what they counted stays. Nothing is forgotten
         before each of these has been heard."""
         self._places = {node: place for node, place in self._places.items() if node in nodes}
-        if nodes - set(self._places):
+        if not self.heard(nodes):
             return
         there = {self._of(place) for place in self._places.values()}
         for folder in (self._folder / NODES).glob("*/"):
@@ -81,13 +93,19 @@ class Copies:
                     path.unlink(missing_ok=True)
 
     def _of(self, place: str) -> Path:
-        return self._folder / NODES / f"{crc32(place.encode()):08x}"
+        return self._folder / NODES / re.sub(r"\W", "", place)
 
     def _keep(self, folder: Path, snapshot: Snapshot) -> None:
         (folder / FACTS).mkdir(mode=0o700, parents=True, exist_ok=True)
         for name, content in snapshot.changed.items():
+            if not NAME.fullmatch(name):
+                raise ValueError(f"{name!r}: not a name of a file of counters")
             draft = folder / f"{name}.part"
             draft.write_bytes(content)
+            if name.endswith(".db") and not readable(draft):
+                log.warning("%s of another node cannot be read: its last copy stays", name)
+                draft.unlink()
+                continue
             draft.replace(folder / name)
         for path in (*folder.glob(LIVE), *(folder / FACTS).glob("*.json")):
             if str(path.relative_to(folder)) not in snapshot.there:
@@ -97,6 +115,16 @@ class Copies:
 def files(folder: Path) -> list[str]:
     """Every file of counters, of this node and of others."""
     return [str(path) for path in (*folder.glob("*.db"), *folder.glob(f"{NODES}/*/*.db"))]
+
+
+def readable(path: Path) -> bool:
+    """Whether every counter in the file can be read."""
+    try:
+        for key, _, _, _ in MmapedDict.read_all_values_from_file(path):  # type: ignore[no-untyped-call]
+            json.loads(key)
+    except (OSError, ValueError, RuntimeError, struct.error, IndexError):
+        return False
+    return True
 
 
 def forget_dead(folder: Path) -> None:
@@ -109,13 +137,16 @@ def forget_dead(folder: Path) -> None:
 
 
 def place(folder: Path) -> str:
-    """The machine and the folder on it; the same for every path to it."""
-    try:
-        machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        machine = ""
-    there = folder.stat()
-    return f"{machine}:{there.st_dev}:{there.st_ino}"
+    """A name that the folder got when it was first asked: the same for every way to it, from every node that shares it,
+    and after a restart; another for a folder that was made anew in its place."""
+    name = folder / "id"
+    if not name.exists():
+        draft = folder / f".id.{os.getpid()}"
+        draft.write_text(secrets.token_hex(8))
+        with suppress(FileExistsError):  # another process was first
+            os.link(draft, name)
+        draft.unlink()
+    return name.read_text()
 
 
 def _used(path: Path) -> bytes:

@@ -20,7 +20,7 @@ from deployments.watch import kept
 from deployments.watch.counters import counters
 from deployments.watch.facts import read_facts, running
 from deployments.watch.models import FEATURES, Watched, summary
-from deployments.watch.nodes import HEAD, files, forget_dead
+from deployments.watch.nodes import HEAD, files, forget_dead, readable
 
 EVERY_S = 2.0  # a look takes some 4 ms a replica
 STALE_S = 60.0  # what was seen longer ago is not exported any more, which an alert notices
@@ -31,12 +31,21 @@ log = logging.getLogger(__name__)
 class Watch:
     """Over the replicas that write their counters into ``folder``. Its methods may be called from any thread.
 
-    gather: called before each look, to bring the counters of other nodes there; that it fails is logged.
+    gather: called before each look, to bring the counters of other nodes there; that it fails is logged. complete:
+    whether they are all there; before, a scrape would see counters that go up by what was counted long ago.
     """
 
-    def __init__(self, folder: Path, *, every_s: float = EVERY_S, gather: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every_s: float = EVERY_S,
+        gather: Callable[[], None] = lambda: None,
+        complete: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._folder = folder
         self._gather = gather
+        self.complete = complete
         self._every_s = every_s
         self._watched: dict[str, Watched] = {}
         self._lock = threading.Lock()
@@ -155,12 +164,12 @@ def merged(folder: Path) -> CollectorRegistry:
     for left in reversed(range(READS)):
         try:
             return Ready(MultiProcessCollector.merge(files(folder)))  # type: ignore[no-untyped-call]
-        except (FileNotFoundError, struct.error, ValueError):  # of a process that has just begun, or ended
-            if not left:
-                raise
+        except (OSError, struct.error, ValueError, RuntimeError):  # of a process that has just begun, or ended
             _leave_out_broken(folder)
-            time.sleep(0.05)
-    raise AssertionError("unreachable")
+            time.sleep(0.05 if left else 0.0)
+    whole = [path for path in files(folder) if readable(Path(path))]
+    log.error("files of counters cannot be read, and are left out: %s", sorted({*files(folder)} - {*whole}))
+    return Ready(MultiProcessCollector.merge(whole))  # type: ignore[no-untyped-call]
 
 
 def _leave_out_broken(folder: Path) -> None:

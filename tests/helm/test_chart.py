@@ -115,7 +115,11 @@ def test_the_schema_knows_every_value_and_no_other() -> None:
     free = ("podSecurityContext.", "securityContext.", "monitoring.dashboards.labels.", "workers.")
     named = {one for one in leaves(values) if not one.startswith(free) and ".resources." not in one}
     assert named <= known, named - known
-    unnamed = {one for one in known if one not in named and ".resources." not in one} - {"global", "guard.metrics_dir"}
+    unnamed = {one for one in known if one not in named and ".resources." not in one} - {
+        "global",
+        "guard.metrics_dir",
+        "guard.gpus_per_replica",
+    }
     assert not unnamed, unnamed
 
 
@@ -141,6 +145,11 @@ def test_every_value_is_explained() -> None:
         (with_values(httpRoute={"enabled": True}), "httpRoute.parentRefs"),
         (with_values(gcsFaultTolerance={"enabled": True}), "gcsFaultTolerance.redisAddress"),
         (with_values(upgradeStrategy="Rolling"), "upgradeStrategy"),
+        (with_values(guard={"models": [{"artifact": "/a/net"}, {"artifact": "/b/net"}]}), "two are named net"),
+        (with_values(autoscaling={"enabled": True, "minReplicas": 9}), "minReplicas is larger"),
+        (with_values(fullnameOverride="1guard"), "begins with a letter"),
+        (with_values(grpc={"enabled": True, "port": 8000}), "port"),
+        (with_values(podDisruptionBudget={"maxUnavailable": "50%"}), "maxUnavailable"),
         (with_values(workers={"Cpu": VARIANTS["gpu"]["workers"]["gpu"]}), "Cpu"),
     ],
 )

@@ -40,6 +40,7 @@ def test_pods_reach_each_other_and_names_alone(chart: Chart) -> None:
     """Everything else is asked for: Redis here; Kubernetes for the autoscaler."""
     assert [ports(rule) for rule in policy(chart())["egress"]] == [[], [53, 53]]
     assert ports(policy(chart(**VARIANTS["redis"]))["egress"][-1]) == [6380]
+    assert [443] in [ports(rule) for rule in policy(chart(**VARIANTS["object store"]))["egress"]]
     assert [443, 6443] in [ports(rule) for rule in policy(chart(**VARIANTS["autoscaling"]))["egress"]]
 
 

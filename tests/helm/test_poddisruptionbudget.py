@@ -15,13 +15,16 @@ def test_it_covers_the_workers_alone(chart: Callable[..., Rendered]) -> None:
     (service,) = rendered.objects_of("RayService")
     cluster = service["spec"]["rayClusterConfig"]
     wanted = budget["spec"]["selector"]["matchLabels"].items()
-    assert budget["spec"]["maxUnavailable"] == 1
+    assert budget["spec"]["minAvailable"] == 1  # of two
     assert wanted <= cluster["workerGroupSpecs"][0]["template"]["metadata"]["labels"].items()
     assert not wanted <= cluster["headGroupSpec"]["template"]["metadata"]["labels"].items()
 
 
-def test_a_share_or_none(chart: Callable[..., Rendered]) -> None:
-    """As the values say."""
+def test_evictions_are_possible_at_all(chart: Callable[..., Rendered]) -> None:
+    """A count of those that stay: KubeRay's pods have no scale to take a share of. None is held where there is one."""
     (budget,) = chart(**VARIANTS["placed"]).objects_of("PodDisruptionBudget")
-    assert budget["spec"]["maxUnavailable"] == "50%"
+    assert "maxUnavailable" not in budget["spec"]
+    assert budget["spec"]["minAvailable"] == 3  # of five
+    assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    assert not chart(**VARIANTS["gpu"]).objects_of("PodDisruptionBudget")
     assert not chart(**VARIANTS["alone"]).objects_of("PodDisruptionBudget")

@@ -127,14 +127,14 @@ def test_no_keys_no_file(chart: Chart, tmp_path: Path) -> None:
 
 
 def test_grpc_has_its_port_everywhere(chart: Chart, tmp_path: Path) -> None:
-    """In the configuration, the pods and the service."""
+    """In the configuration, the pods, and a service of its own, since KubeRay's takes the HTTP port alone."""
     rendered = chart(**VARIANTS["grpc"])
     grpc = configuration(rendered, tmp_path).guard.grpc
     assert grpc is not None
     assert (grpc.host, grpc.port) == ("0.0.0.0", 8001)
     assert {"name": "grpc", "containerPort": 8001} in workers(rendered)[0]["template"]["spec"]["containers"][0]["ports"]
     service = spec(rendered)["serveService"]
-    assert [(one["name"], one["port"]) for one in service["spec"]["ports"]] == [("serve", 8000), ("grpc", 8001)]
+    assert [(one["name"], one["port"]) for one in service["spec"]["ports"]] == [("serve", 8000)]
     assert service["spec"]["type"] == "LoadBalancer"
     assert service["metadata"]["annotations"] == {"a": "b"}
 
@@ -150,6 +150,9 @@ def test_a_group_has_an_image_and_a_place_of_its_own(chart: Chart) -> None:
     assert pod["nodeSelector"] == {"accelerator": "h100"}
     head = spec(rendered)["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]
     assert head["containers"][0]["image"].endswith("backdoor-guard:0.1.0")
+    digest = {"digest": "sha256:" + "a" * 64}
+    (group,) = workers(chart(**VARIANTS["gpu"], image=digest))
+    assert group["template"]["spec"]["containers"][0]["image"].endswith(":0.1.0-cuda")
 
 
 def test_a_digest_wins_over_the_tag(chart: Chart) -> None:
@@ -176,14 +179,18 @@ def test_the_state_of_the_head_may_lie_in_redis(chart: Chart) -> None:
 
 
 def test_probes_and_an_end_with_notice(variant: Rendered) -> None:
-    """Every Ray container is probed three ways, and workers leave Ray before they are stopped."""
+    """Every Ray container is probed three ways, and workers answer for a while before they leave Ray."""
     cluster = spec(variant)["rayClusterConfig"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         pod = group["template"]["spec"]
         assert {"startupProbe", "livenessProbe", "readinessProbe"} <= set(pod["containers"][0])
         assert pod["terminationGracePeriodSeconds"] == 60
     for group in cluster["workerGroupSpecs"]:
-        assert group["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"] == ["ray", "stop"]
+        assert group["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"] == [
+            "sh",
+            "-c",
+            "sleep 20; ray stop",
+        ]
 
 
 def test_pods_write_to_scratch_alone(variant: Rendered) -> None:
@@ -191,7 +198,8 @@ def test_pods_write_to_scratch_alone(variant: Rendered) -> None:
     for group in workers(variant):
         volumes = {one["name"]: one for one in group["template"]["spec"]["volumes"]}
         assert volumes["tmp"]["emptyDir"]["sizeLimit"]
-        assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "1Gi"}
+        assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "512Mi"}
+        assert int(group["rayStartParams"]["object-store-memory"]) < 512 * 2**20
 
 
 def test_rays_processes_know_each_other(chart: Chart) -> None:

@@ -63,7 +63,10 @@ VARIANTS: dict[str, Values] = {
     "ingress": with_values(ingress=INGRESS),
     "gateway": with_values(httpRoute=GATEWAY),
     "autoscaling": with_values(autoscaling={"enabled": True, "maxReplicas": 12}),
-    "gpu": with_values(workers={"cpu": None, "gpu": GPU}),
+    "gpu": with_values(
+        guard={"gpus_per_replica": 0.5, "models": [{"artifact": "/artifacts/resnet18", "device": "cuda"}]},
+        workers={"cpu": None, "gpu": GPU},
+    ),
     "redis": with_values(
         gcsFaultTolerance={
             "enabled": True,
@@ -87,7 +90,8 @@ VARIANTS: dict[str, Values] = {
         head={"nodeSelector": {"pool": "system"}, "tolerations": [{"key": "system", "operator": "Exists"}]},
         serviceAccount={"create": False, "name": "ours"},
         networkPolicy={"from": [{"namespaceSelector": {"matchLabels": {"team": "vision"}}}]},
-        podDisruptionBudget={"maxUnavailable": "50%"},
+        podDisruptionBudget={"maxUnavailable": 2},
+        workers={"cpu": {"replicas": 5}},
         upgradeStrategy="None",
     ),
     "alone": with_values(podDisruptionBudget={"enabled": False}, networkPolicy={"enabled": False}),

@@ -52,6 +52,16 @@ def test_the_name_defaults_to_the_folder(tmp_path: Path) -> None:
     assert ModelConfig(artifact=tmp_path / "resnet18").name == "resnet18"
 
 
+@pytest.mark.parametrize(
+    ("device", "said", "gpus"), [("cpu", None, 0.0), ("cuda", None, 1.0), ("cuda", 0.25, 0.25), ("cpu", 2, 2.0)]
+)
+def test_a_replica_that_runs_on_a_gpu_reserves_one(device: str, said: float | None, gpus: float) -> None:
+    """Else Ray hides it from the process; another share may be said."""
+    model = ModelConfig.model_validate({"artifact": "/a", "device": device})
+    config = ServeConfig(models=(model,), gpus_per_replica=said)
+    assert config.gpus == gpus
+
+
 def test_the_live_part_is_what_may_switch() -> None:
     """The live settings of a configuration hold its mode, exposure and failure policy, and nothing else."""
     config = ModelConfig(artifact="a", mode="reject", expose_scores=True, on_failure="closed", version="2")

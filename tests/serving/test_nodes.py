@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from asking import Client
 from prometheus_client import generate_latest
 from test_metrics import replica, samples
 from test_watch import Replica
 
+from deployments.http.exposition import build_metrics_app
 from deployments.watch.facts import read_facts
 from deployments.watch.nodes import Copies, Snapshot, place, read
 from deployments.watch.watch import Watch, merged
@@ -130,6 +133,57 @@ def test_a_node_without_replicas(here: Path, tmp_path: Path) -> None:
     assert counted(here) == {}
 
 
+def test_a_folder_made_anew_is_another(here: Path, there: Path) -> None:
+    """A pod that takes a gone one's path, process numbers and all, counts beside what the other counted."""
+    copies = Copies(here)
+    with living(replica(there, 4)):
+        copies.update({"gone": read(there, {})})
+    old = {path.name.split("_")[0]: path.name for path in there.glob("*.db")}
+    shutil.rmtree(there)
+    there.mkdir()
+    with living(replica(there, 1)):
+        for path in [path for path in there.glob("*.db") if not path.name.startswith("gauge")]:
+            path.rename(there / old[path.name.split("_")[0]])  # the number that the gone one had
+        copies.update({"new": read(there, {})})
+    copies.keep_only({"new"})
+    assert counted(here)[CLEAN] == 5
+
+
+def test_a_folder_that_outlives_its_machine_counts_once(here: Path, there: Path) -> None:
+    """After a restart, when other processes write to it, it is the same place."""
+    before = place(there)
+    with living(replica(there, 4)):
+        Copies(here).update({"a": read(there, {})})
+    with living(replica(there, 2)):
+        Copies(here).update({"b": read(there, {})})
+    assert place(there) == before
+    assert counted(here)[CLEAN] == 6
+
+
+@pytest.mark.parametrize(
+    "name", ["../../escaped.json", "/etc/escaped.db", "models/../../escaped.json", "models/a/b.json"]
+)
+def test_no_file_outside_is_written(name: str, here: Path) -> None:
+    """Whatever another node calls it."""
+    with pytest.raises(ValueError, match="not a name"):
+        Copies(here).update({"other": Snapshot("p", {name: 1}, {name: b"{}"})})
+    assert not list(here.parent.rglob("escaped*"))
+
+
+def test_a_copy_that_is_broken_takes_nothing_down(here: Path, there: Path) -> None:
+    """The last whole copy stays; a broken file of this node's own is left out."""
+    with living(replica(here, 3), replica(there, 4)):
+        copies = Copies(here)
+        whole = read(there, {})
+        copies.update({"other": whole})
+        broken = {name: content[:200] + b"\0" * (len(content) - 200) for name, content in whole.changed.items()}
+        copies.update({"other": whole._replace(changed=broken)})
+        assert counted(here)[CLEAN] == 7
+        (own,) = here.glob("counter_*.db")
+        (here / "counter_1.db").write_bytes(own.read_bytes()[:200] + b"\0" * 4000)
+        assert counted(here)[CLEAN] == 7
+
+
 def test_a_watch_goes_on_when_others_are_silent(here: Path) -> None:
     """What is here is looked at all the same."""
 
@@ -140,3 +194,14 @@ def test_a_watch_goes_on_when_others_are_silent(here: Path) -> None:
         watch = Watch(here, gather=fail)
         watch.look()
         assert samples(watch.render())[CLEAN] == 3
+
+
+def test_no_scrape_before_every_node_is_there(here: Path) -> None:
+    """Else counters would seem to go up by what was counted long ago."""
+    there = [False]
+    with Client(build_metrics_app(Watch(here, complete=lambda: there[0]))) as client:
+        early = client.get("/metrics")
+        assert early.status_code == 503
+        assert early.headers["retry-after"]
+        there[0] = True
+        assert client.get("/metrics").status_code == 200

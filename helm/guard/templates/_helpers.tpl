@@ -13,12 +13,14 @@
 {{- end }}
 {{- end }}
 
+{{/* Of pods, too, whose app.kubernetes.io/name is KubeRay's: its services go by that. */}}
 {{- define "guard.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "guard.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/part-of: {{ include "guard.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "guard.labels" -}}
+app.kubernetes.io/name: {{ include "guard.name" . }}
 {{ include "guard.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
@@ -45,10 +47,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 
-{{/* Context: (list root group); a group may have an image of its own. */}}
+{{/* Context: (list root group); a group may have an image of its own, to which the common digest does not belong. */}}
 {{- define "guard.image" -}}
 {{- $root := index . 0 }}
-{{- $image := mergeOverwrite (deepCopy $root.Values.image) (default dict (index . 1).image) }}
+{{- $own := default dict (index . 1).image }}
+{{- $common := deepCopy $root.Values.image }}
+{{- if or $own.tag $own.repository }}{{ $_ := unset $common "digest" }}{{ end }}
+{{- $image := mergeOverwrite $common $own }}
 {{- if $image.digest }}
 {{- printf "%s@%s" $image.repository $image.digest }}
 {{- else }}

@@ -13,12 +13,12 @@ metadata:
   annotations: {{- toYaml . | nindent 4 }}
   {{- end }}
 spec:
-  serviceAccountName: {{ include "guard.serviceAccountName" $root }}
+  serviceAccountName: {{ include "guard.serviceAccountName" $root | quote }}
   automountServiceAccountToken: {{ and $head $values.autoscaling.enabled }}
   enableServiceLinks: false
   terminationGracePeriodSeconds: {{ $values.terminationGracePeriodSeconds }}
   {{- with $values.priorityClassName }}
-  priorityClassName: {{ . }}
+  priorityClassName: {{ . | quote }}
   {{- end }}
   {{- with $values.image.pullSecrets }}
   imagePullSecrets: {{- toYaml . | nindent 4 }}
@@ -55,7 +55,7 @@ spec:
       args: [copy, --verbose, {{ .source | quote }}, /artifacts]
       {{- with .secret }}
       envFrom:
-        - secretRef: {name: {{ . }}}
+        - secretRef: {name: {{ . | quote }}}
       {{- end }}
       env:
         - {name: HOME, value: /tmp}
@@ -71,7 +71,7 @@ spec:
   containers:
     - name: ray-{{ .role }}
       image: {{ include "guard.image" (list $root .group) }}
-      imagePullPolicy: {{ $values.image.pullPolicy }}
+      imagePullPolicy: {{ default $values.image.pullPolicy (dig "image" "pullPolicy" "" .group) }}
       securityContext: {{- toYaml $values.securityContext | nindent 8 }}
       resources: {{- toYaml .group.resources | nindent 8 }}
       env:
@@ -116,7 +116,7 @@ spec:
       {{- if not $head }}
       lifecycle:
         preStop:
-          exec: {command: [ray, stop]}
+          exec: {command: [sh, -c, "sleep {{ $values.drainSeconds }}; ray stop"]}
       {{- end }}
       volumeMounts:
         - {name: tmp, mountPath: /tmp}
@@ -140,6 +140,6 @@ spec:
       {{- end }}
     {{- if $keys }}
     - name: keys
-      secret: {secretName: {{ $keys }}, defaultMode: 0440}
+      secret: {secretName: {{ $keys | quote }}, defaultMode: 0440}
     {{- end }}
 {{- end }}

@@ -15,6 +15,9 @@
 {{- $userConfig := dict }}
 {{- range $args.models }}
 {{- $name := default (base .artifact) .name }}
+{{- if hasKey $userConfig $name }}
+{{- fail (printf "guard.models: two are named %s: give one of them another name" $name) }}
+{{- end }}
 {{- $fixed := dict "name" $name }}
 {{- $changing := dict }}
 {{- range $key, $value := . }}
