@@ -17,13 +17,18 @@ from click.core import ParameterSource
 
 from guard.cli.options import (
     classes_of,
+    classes_option,
     device_option,
     in_a_folder,
     json_option,
-    numbers,
+    mean_option,
+    min_accuracy_option,
+    per_class_option,
     pick_device,
     size_option,
+    std_option,
     target,
+    weights_option,
     write_json,
 )
 from guard.cli.prune import prune
@@ -83,7 +88,7 @@ def main() -> None:
     "--clean", required=True, metavar="DATA", help="Clean images with their true classes; 50 a class are plenty."
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where the artifact goes.")
-@click.option("--weights", metavar="FILE", help="safetensors, or a checkpoint of plain tensors.")
+@weights_option
 @click.option(
     "--method",
     default="mmdf",
@@ -92,16 +97,9 @@ def main() -> None:
     "what goes to its class; costs nothing where none is found.",
 )
 @click.option("--targets", callback=classes_of, metavar="T,…", help="bna: the attacker's classes, instead of a scan.")
-@click.option(
-    "--mean", callback=numbers, metavar="a,b,c", help="If the model wants normalised images, one value a channel."
-)
-@click.option("--std", callback=numbers, metavar="a,b,c", help="As --mean.")
-@click.option(
-    "--classes",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="F",
-    help="Class names, one a line.",
-)
+@mean_option
+@std_option
+@classes_option
 @click.option("--fpr", default=0.005, show_default=True, help="Nominal false-positive rate: flag below this p-value.")
 @click.option(
     "--bounds",
@@ -137,8 +135,8 @@ def main() -> None:
     show_default=True,
     help="Numeric type of calibration and serving.",
 )
-@click.option("--per-class", type=click.IntRange(1), metavar="N", help="Use only the first N images of each class.")
-@click.option("--min-accuracy", type=float, help="Refuse a model that is right on a smaller share of DATA.")
+@per_class_option
+@min_accuracy_option
 @click.option("--seed", default=0, show_default=True, help="Of every random draw.")
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is there.")
 @size_option

@@ -56,6 +56,25 @@ def in_a_folder(ctx: click.Context, parameter: click.Parameter, value: Any) -> A
 
 
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
+weights_option: Option = click.option(
+    "--weights", metavar="FILE", help="safetensors, or a checkpoint of plain tensors."
+)
+mean_option: Option = click.option(
+    "--mean", callback=numbers, metavar="a,b,c", help="If the model wants normalised images, one value a channel."
+)
+std_option: Option = click.option("--std", callback=numbers, metavar="a,b,c", help="As --mean.")
+classes_option: Option = click.option(
+    "--classes",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="F",
+    help="Class names, one a line.",
+)
+per_class_option: Option = click.option(
+    "--per-class", type=click.IntRange(1), metavar="N", help="Use only the first N images of each class."
+)
+min_accuracy_option: Option = click.option(
+    "--min-accuracy", type=float, help="Refuse a model that is right on a smaller share of DATA."
+)
 size_option: Option = click.option("--size", callback=size, metavar="H,W", help="Resize images of DATA to this size.")
 json_option: Option = click.option(
     "--json",

@@ -7,7 +7,18 @@ from typing import Any
 
 import click
 
-from guard.cli.options import device_option, json_option, numbers, pick_device, size_option, write_json
+from guard.cli.options import (
+    device_option,
+    json_option,
+    mean_option,
+    min_accuracy_option,
+    per_class_option,
+    pick_device,
+    size_option,
+    std_option,
+    weights_option,
+    write_json,
+)
 
 
 @click.command()
@@ -16,11 +27,9 @@ from guard.cli.options import device_option, json_option, numbers, pick_device, 
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where the repaired model goes."
 )
-@click.option("--weights", metavar="FILE", help="safetensors, or a checkpoint of plain tensors.")
-@click.option(
-    "--mean", callback=numbers, metavar="a,b,c", help="If the model wants normalised images, one value a channel."
-)
-@click.option("--std", callback=numbers, metavar="a,b,c", help="As --mean.")
+@weights_option
+@mean_option
+@std_option
 @click.option(
     "--mu",
     default=1.5,
@@ -29,8 +38,8 @@ from guard.cli.options import device_option, json_option, numbers, pick_device, 
 )
 @click.option("--epochs", default=8, show_default=True, help="Passes of fine-tuning over DATA; 0 for none.")
 @click.option("--learning-rate", default=0.001, show_default=True, help="Of fine-tuning.")
-@click.option("--per-class", type=click.IntRange(1), metavar="N", help="Use only the first N images of each class.")
-@click.option("--min-accuracy", type=float, help="Refuse a model that is right on a smaller share of DATA.")
+@per_class_option
+@min_accuracy_option
 @click.option("--seed", default=0, show_default=True, help="Of the order of images.")
 @click.option("--overwrite", is_flag=True, help="Replace a pruned model that is there.")
 @size_option

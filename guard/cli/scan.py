@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from guard.cli.options import device_option, json_option, numbers, pick_device, size_option, write_json
+from guard.cli.options import (
+    classes_option,
+    device_option,
+    json_option,
+    mean_option,
+    min_accuracy_option,
+    per_class_option,
+    pick_device,
+    size_option,
+    std_option,
+    weights_option,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from guard.scan import Scan
@@ -21,17 +33,10 @@ LISTED = 20  # rows of the table at most
 @click.command()
 @click.argument("model")
 @click.option("--clean", required=True, metavar="DATA", help="Clean images with their true classes; 10 to 50 a class.")
-@click.option("--weights", metavar="FILE", help="safetensors, or a checkpoint of plain tensors.")
-@click.option(
-    "--mean", callback=numbers, metavar="a,b,c", help="If the model wants normalised images, one value a channel."
-)
-@click.option("--std", callback=numbers, metavar="a,b,c", help="As --mean.")
-@click.option(
-    "--classes",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="F",
-    help="Class names, one a line.",
-)
+@weights_option
+@mean_option
+@std_option
+@classes_option
 @click.option(
     "--pairs",
     is_flag=True,
@@ -54,8 +59,8 @@ LISTED = 20  # rows of the table at most
     show_default=True,
     help="Images in one pass of one CPU core: bounds the memory, which the report estimates.",
 )
-@click.option("--per-class", type=click.IntRange(1), metavar="N", help="Use only the first N images of each class.")
-@click.option("--min-accuracy", type=float, help="Refuse a model that is right on a smaller share of DATA.")
+@per_class_option
+@min_accuracy_option
 @click.option("--seed", default=0, show_default=True, help="Of every random draw.")
 @click.option("--distributed", is_flag=True, help="Run on a Ray cluster (RAY_ADDRESS, or one on this machine).")
 @click.option(
