@@ -141,7 +141,7 @@ SMALL_PLAN = Plan(
 
 def _sensitivity(title: str, defences: tuple[str, ...] = LAWS, **changed: Any) -> Plan:
     """The small plan's networks, with another D or other settings of the guard, over five draws."""
-    return replace(SMALL_PLAN, title=title, defences=defences, draws=(0, 1, 2, 3, 4), **changed)
+    return replace(SMALL_PLAN, title=title, defences=defences, draws=(0, 1, 2, 3, 4), published="", **changed)
 
 
 PLANS: dict[str, Plan] = {

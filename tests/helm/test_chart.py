@@ -189,5 +189,5 @@ def test_a_long_name_stays_within_labels(tmp_path: Path) -> None:
 def test_each_template_has_its_test() -> None:
     """A file each, by name."""
     templates = {path.stem.lower() for path in (CHART / "templates").iterdir() if not path.name.startswith("_")}
-    tests = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
+    tests = {path.stem.removeprefix("test_chart_") for path in Path(__file__).parent.glob("test_chart_*.py")}
     assert templates <= tests, templates - tests
