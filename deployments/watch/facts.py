@@ -72,24 +72,28 @@ def read_facts(folder: Path) -> dict[str, Facts | None]:
     Shapes on which they do not agree, since one began with another artifact and has its bins, are left out. What dead
     processes said is removed; a file that cannot be read, of another release perhaps, is left out.
     """
-    forget_dead_facts(folder)
+    here = living_facts(folder)
+    elsewhere = {path: _read(path) for path in folder.glob(f"{NODES}/*/{FOLDER}/*.json")}
     found: dict[str, list[Facts]] = {}
-    for path in sorted((*folder.glob(f"{FOLDER}/*.json"), *folder.glob(f"{NODES}/*/{FOLDER}/*.json"))):
-        said = _read(path)
+    for path, said in sorted((here | elsewhere).items()):
         if said is not None:
             found.setdefault(path.stem.rpartition(".")[0], []).append(said.model_copy(update={"began": 0}))
     return {model: _agreed(said) for model, said in found.items()}
 
 
-def forget_dead_facts(folder: Path) -> None:
-    """Remove what processes of this node said that are dead, or whose number another has now."""
+def living_facts(folder: Path) -> dict[Path, Facts | None]:
+    """file → what processes of this node that live say; None where it cannot be read. What those said that are dead, or
+    whose number another has now, is removed."""
+    found: dict[Path, Facts | None] = {}
     for path in (folder / FOLDER).glob("*.json"):
         process = path.stem.rpartition(".")[2]
         if process.isdigit() and running(int(process)):
             said = _read(path)
             if said is None or said.began == began(int(process)):
+                found[path] = said
                 continue
         path.unlink(missing_ok=True)
+    return found
 
 
 def _read(path: Path) -> Facts | None:

@@ -22,7 +22,7 @@ from zlib import crc32
 from prometheus_client.mmap_dict import MmapedDict
 
 from deployments.watch.facts import FOLDER as FACTS
-from deployments.watch.facts import NODES, forget_dead_facts, running
+from deployments.watch.facts import NODES, living_facts, running
 
 HEAD = 8  # bytes at the start of a file of counters, the first four of which say how many are used
 LIVE = "gauge_live*.db"  # what only living processes say
@@ -44,9 +44,9 @@ def read(folder: Path, known: Mapping[str, int]) -> Snapshot:
     """The folder of the node that this runs on, for another that has files with the checksums ``known``. What dead
     processes said of themselves is removed."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # a node without replicas has none
-    forget_dead(folder)
+    forget_dead_gauges(folder)
     found: dict[str, bytes] = {}
-    for path in (*folder.glob("*.db"), *(folder / FACTS).glob("*.json")):
+    for path in (*folder.glob("*.db"), *living_facts(folder)):
         with suppress(OSError, struct.error):  # of a process that has just begun, or ended
             found[str(path.relative_to(folder))] = _used(path) if path.suffix == ".db" else path.read_bytes()
     there = {name: crc32(content) for name, content in found.items()}
@@ -127,13 +127,12 @@ def readable(path: Path) -> bool:
     return True
 
 
-def forget_dead(folder: Path) -> None:
-    """Remove what processes of this node that are dead said of themselves. What they counted stays."""
+def forget_dead_gauges(folder: Path) -> None:
+    """Remove the gauges of processes of this node that are dead. What they counted stays."""
     for path in folder.glob(LIVE):
         found = re.search(r"_(\d+)\.db$", path.name)
         if found and not running(int(found.group(1))):
             path.unlink(missing_ok=True)
-    forget_dead_facts(folder)
 
 
 def place(folder: Path) -> str:

@@ -20,7 +20,7 @@ from deployments.watch import kept
 from deployments.watch.counters import counters
 from deployments.watch.facts import read_facts, running
 from deployments.watch.models import FEATURES, Watched, summary
-from deployments.watch.nodes import HEAD, files, forget_dead, readable
+from deployments.watch.nodes import HEAD, files, forget_dead_gauges, readable
 
 EVERY_S = 2.0  # a look takes some 4 ms a replica
 STALE_S = 60.0  # what was seen longer ago is not exported any more, which an alert notices
@@ -160,16 +160,29 @@ class Ready(CollectorRegistry):
 def merged(folder: Path) -> CollectorRegistry:
     """The series of all processes that wrote into ``folder``, and of other nodes' that are copied there. Gauges of dead
     processes are forgotten."""
-    forget_dead(folder)
+    forget_dead_gauges(folder)
     for left in reversed(range(READS)):
         try:
             return Ready(MultiProcessCollector.merge(files(folder)))  # type: ignore[no-untyped-call]
         except (OSError, struct.error, ValueError, RuntimeError):  # of a process that has just begun, or ended
             _leave_out_broken(folder)
             time.sleep(0.05 if left else 0.0)
-    whole = [path for path in files(folder) if readable(Path(path))]
-    log.error("files of counters cannot be read, and are left out: %s", sorted({*files(folder)} - {*whole}))
-    return Ready(MultiProcessCollector.merge(whole))  # type: ignore[no-untyped-call]
+    return Ready(MultiProcessCollector.merge(_readable(folder)))  # type: ignore[no-untyped-call]
+
+
+def _readable(folder: Path) -> list[str]:
+    """The files that can be read. Others, unless their process lives, are put aside, so that the next look is quick."""
+    whole = []
+    for path in map(Path, files(folder)):
+        if readable(path):
+            whole.append(str(path))
+            continue
+        log.error("%s cannot be read: its counters are left out", path)
+        process = path.stem.rpartition("_")[2]
+        if path.parent != folder or not (process.isdigit() and running(int(process))):
+            with suppress(OSError):
+                path.rename(path.with_suffix(".broken"))
+    return whole
 
 
 def _leave_out_broken(folder: Path) -> None:

@@ -182,6 +182,11 @@ def test_a_copy_that_is_broken_takes_nothing_down(here: Path, there: Path) -> No
         (own,) = here.glob("counter_*.db")
         (here / "counter_1.db").write_bytes(own.read_bytes()[:200] + b"\0" * 4000)
         assert counted(here)[CLEAN] == 7
+        dead = subprocess.Popen(["true"])
+        dead.wait()
+        (here / "counter_1.db").rename(here / f"counter_{dead.pid}.db")
+        assert counted(here)[CLEAN] == 7
+        assert (here / f"counter_{dead.pid}.broken").exists()
 
 
 def test_a_watch_goes_on_when_others_are_silent(here: Path) -> None:
