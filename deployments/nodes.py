@@ -5,26 +5,15 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from deployments.watch.nodes import Copies, Snapshot, read
+from deployments.watch.nodes import Copies, Node, Snapshot
 
 WAIT_S = 1.0  # for all nodes together; what comes later is taken in at the next look
 LISTED_EVERY_S = 10.0  # Serve is asked where replicas are
 SILENT_S = 30.0  # a node that does not answer for so long counts as gone
 log = logging.getLogger(__name__)
-
-
-class Reader:
-    """The actor on another node."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def read(self, known: Mapping[str, int]) -> Snapshot:
-        return read(self._folder, known)
 
 
 class OtherNodes:
@@ -103,7 +92,7 @@ class OtherNodes:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         there = NodeAffinitySchedulingStrategy(node, soft=False)
-        return ray.remote(Reader).options(num_cpus=0, scheduling_strategy=there).remote(self._folder)
+        return ray.remote(Node).options(num_cpus=0, scheduling_strategy=there).remote(self._folder)
 
 
 def _alive() -> set[str]:

@@ -1,7 +1,7 @@
-"""Counters of several nodes: each node reads its own folder, and the one that adds up keeps copies beside its own.
+"""Counters of several nodes: each node adds up its own folder, and the one that adds up all keeps what they say.
 
-FOLDER/*.db, FOLDER/models/*.json               this node's
-FOLDER/nodes/PLACE/*.db, …/models/*.json        copies of another's; counters stay when the node has gone
+FOLDER/*.db, FOLDER/models/*.json               of this node's processes
+FOLDER/nodes/PLACE/*.db, …/models/*.json        of another node, added up; counters stay when the node has gone
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import re
 import secrets
 import shutil
 import struct
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -26,32 +28,77 @@ from deployments.watch.facts import NODES, living_facts, running
 
 HEAD = 8  # bytes at the start of a file of counters, the first four of which say how many are used
 LIVE = "gauge_live*.db"  # what only living processes say
+FOLDED = "node"  # in place of a process's number, in names of files that tell of all
+BROKEN = (OSError, ValueError, RuntimeError, struct.error, IndexError)  # a file that cannot be read raises one of these
 NAME = re.compile(rf"[\w-]+\.db|{FACTS}/[^/]+\.json")  # of a file that another node may send
 log = logging.getLogger(__name__)
+Entry = tuple[str, float, float]  # key, value, when (gauges; seconds since 1970)
 
 
 class Snapshot(NamedTuple):
-    """What lies in a node's folder. place: which folder of which machine it is, since nodes may share one. there: every
-    file, by its path in the folder, with the checksum of its content. changed: those that the other side does not have
-    so, with their content."""
+    """What a node's folder says. place: which folder of which machine it is, since nodes may share one. there: every
+    file, by its path in a copy of the folder, with the checksum of its content. changed: those that the other side does
+    not have so, with their content."""
 
     place: str
     there: dict[str, int]
     changed: dict[str, bytes]
 
 
-def read(folder: Path, known: Mapping[str, int]) -> Snapshot:
-    """The folder of the node that this runs on, for another that has files with the checksums ``known``. What dead
-    processes said of themselves is removed."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # a node without replicas has none
-    forget_dead_gauges(folder)
-    found: dict[str, bytes] = {}
-    for path in (*folder.glob("*.db"), *living_facts(folder)):
-        with suppress(OSError, struct.error):  # of a process that has just begun, or ended
-            found[str(path.relative_to(folder))] = _used(path) if path.suffix == ".db" else path.read_bytes()
-    there = {name: crc32(content) for name, content in found.items()}
-    changed = {name: content for name, content in found.items() if known.get(name) != there[name]}
-    return Snapshot(place(folder), there, changed)
+class Node:
+    """The folder of the node that this runs on. Its processes' files are added up here, one of each kind, so that
+    whoever adds up all nodes has as many to read as there are nodes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._whole: dict[Path, list[Entry]] = {}  # as each was when it could be read
+
+    def read(self, known: Mapping[str, int]) -> Snapshot:
+        """For another node, which has files with the checksums ``known``. What dead processes said of themselves is
+        removed."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # a node without replicas has none
+        forget_dead_gauges(self._folder)
+        found = self._counters() | self._facts()
+        there = {name: crc32(content) for name, content in found.items()}
+        changed = {name: content for name, content in found.items() if known.get(name) != there[name]}
+        return Snapshot(place(self._folder), there, changed)
+
+    def _counters(self) -> dict[str, bytes]:
+        """A file of each kind (counter, histogram, gauge), in the same format. Of a gauge the newest value counts."""
+        kinds: dict[str, dict[str, tuple[float, float]]] = {}
+        for path in sorted(self._folder.glob("*.db")):
+            kind = path.stem.rpartition("_")[0]
+            values = kinds.setdefault(kind, {})
+            for key, value, at in self._entries(path):
+                before, since = values.get(key, (0.0, 0.0))
+                if not kind.startswith("gauge"):
+                    values[key] = before + value, 0.0
+                elif at >= since:
+                    values[key] = value, at
+        return {f"{kind}_{FOLDED}.db": _written(values) for kind, values in kinds.items()}
+
+    def _entries(self, path: Path) -> list[Entry]:
+        """Of a process's file; if it cannot be read, what it was when it could, so that no sum goes down."""
+        try:
+            self._whole[path] = entries(path)
+        except FileNotFoundError:
+            return []
+        except BROKEN as error:
+            log.warning("%s cannot be read: what it said before stays: %s", path, error)
+        return self._whole.get(path, [])
+
+    def _facts(self) -> dict[str, bytes]:
+        """What living processes say of the models, each saying once."""
+        said: dict[str, set[str]] = {}
+        for path, one in living_facts(self._folder).items():
+            if one is not None:
+                text = one.model_copy(update={"began": 0}).model_dump_json()
+                said.setdefault(path.stem.rpartition(".")[0], set()).add(text)
+        return {
+            f"{FACTS}/{model}.{number}.json": text.encode()
+            for model, texts in said.items()
+            for number, text in enumerate(sorted(texts))
+        }
 
 
 class Copies:
@@ -117,12 +164,24 @@ def files(folder: Path) -> list[str]:
     return [str(path) for path in (*folder.glob("*.db"), *folder.glob(f"{NODES}/*/*.db"))]
 
 
+def entries(path: Path) -> list[Entry]:
+    """What a file of counters says. One of `BROKEN`: it cannot be read."""
+    found = [(key, value, at) for key, value, at, _ in MmapedDict.read_all_values_from_file(path)]  # type: ignore[no-untyped-call]
+    for key, _, _ in found:
+        _parsed(key)
+    return found
+
+
+@lru_cache(maxsize=100_000)
+def _parsed(key: str) -> None:
+    json.loads(key)
+
+
 def readable(path: Path) -> bool:
     """Whether every counter in the file can be read."""
     try:
-        for key, _, _, _ in MmapedDict.read_all_values_from_file(path):  # type: ignore[no-untyped-call]
-            json.loads(key)
-    except (OSError, ValueError, RuntimeError, struct.error, IndexError):
+        entries(path)
+    except BROKEN:
         return False
     return True
 
@@ -148,9 +207,14 @@ def place(folder: Path) -> str:
     return name.read_text()
 
 
-def _used(path: Path) -> bytes:
-    content = path.read_bytes()
+def _written(values: Mapping[str, tuple[float, float]]) -> bytes:
+    """A file of these values with their times."""
+    with tempfile.TemporaryDirectory(prefix="guard-counters-") as scratch:
+        path = Path(scratch) / "folded.db"
+        made = MmapedDict(str(path))  # type: ignore[no-untyped-call]
+        for key, (value, at) in values.items():
+            made.write_value(key, value, at)  # type: ignore[no-untyped-call]
+        made.close()  # type: ignore[no-untyped-call]
+        content = path.read_bytes()
     (used,) = struct.unpack_from("i", content)
-    if used < HEAD:
-        raise struct.error("no head yet")
     return content[:used]

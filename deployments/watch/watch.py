@@ -22,7 +22,7 @@ from deployments.watch.facts import read_facts, running
 from deployments.watch.models import FEATURES, Watched, summary
 from deployments.watch.nodes import HEAD, files, forget_dead_gauges, readable
 
-EVERY_S = 2.0  # a look takes some 4 ms a replica
+EVERY_S = 2.0  # a look takes some 1 ms a replica of this node, and 2 ms another node (benchmarks/watch_cost.py)
 STALE_S = 60.0  # what was seen longer ago is not exported any more, which an alert notices
 READS = 5  # of files that come and go, before it is an error
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from test_watch import Replica
 
 from deployments.http.exposition import build_metrics_app
 from deployments.watch.facts import read_facts
-from deployments.watch.nodes import Copies, Snapshot, place, read
+from deployments.watch.nodes import Copies, Node, Snapshot, place
 from deployments.watch.watch import Watch, merged
 
 CLEAN = ("guard_requests_total", "flag", "m", "clean")
@@ -54,21 +54,45 @@ def test_counters_of_both_nodes_add_up(here: Path, there: Path) -> None:
     """Replicas here and on another node count as one, now and as they go on."""
     with living(replica(here, 3), replica(there, 4)):
         copies = Copies(here)
-        copies.update({"other": read(there, copies.known("other"))})
+        copies.update({"other": Node(there).read(copies.known("other"))})
         assert counted(here)[CLEAN] == 7
         with living(replica(there, 5)):
-            copies.update({"other": read(there, copies.known("other"))})
+            copies.update({"other": Node(there).read(copies.known("other"))})
             assert counted(here)[CLEAN] == 12
             assert counted(here)[THRESHOLD] == 0.005
+
+
+def test_a_node_says_what_its_replicas_say(here: Path, there: Path) -> None:
+    """However many there are, it sends one file of each kind, and what they add up to is the same to the digit."""
+    with living(*(replica(there, count) for count in (1, 2, 3))):
+        Replica().facts().write(there)
+        told = Node(there).read({})
+        Copies(here).update({"other": told})
+        assert counted(here) == counted(there)
+        assert read_facts(here) == read_facts(there)
+    assert sorted(told.there) == [
+        "counter_node.db", "gauge_livemostrecent_node.db", "histogram_node.db", "models/m.0.json",
+    ]  # fmt: skip
+
+
+def test_a_file_that_breaks_takes_nothing_from_the_sum(here: Path, there: Path) -> None:
+    """What it said before stays, as a counter must not go down."""
+    node = Node(there)
+    with living(replica(there, 3), replica(there, 4)):
+        assert node.read({}).changed
+        broken = min(there.glob("counter_*.db"))
+        broken.write_bytes(broken.read_bytes()[:200] + b"\0" * 4000)
+        Copies(here).update({"other": node.read({})})
+        assert counted(here)[CLEAN] == 7
 
 
 def test_what_is_known_is_not_sent_again(here: Path, there: Path) -> None:
     """An answer that was lost is made up for by the next."""
     with living(replica(there, 4)):
         copies = Copies(here)
-        lost = read(there, copies.known("other"))
-        copies.update({"other": read(there, copies.known("other"))})
-        again = read(there, copies.known("other"))
+        lost = Node(there).read(copies.known("other"))
+        copies.update({"other": Node(there).read(copies.known("other"))})
+        again = Node(there).read(copies.known("other"))
     assert lost.changed
     assert not again.changed
     assert again.there == lost.there
@@ -80,7 +104,7 @@ def test_a_node_that_has_gone_keeps_what_it_counted(here: Path, there: Path) -> 
     with living(replica(there, 4)):
         Replica().facts().write(there)
         copies = Copies(here)
-        copies.update({"other": read(there, {})})
+        copies.update({"other": Node(there).read({})})
         copies.keep_only({"other"})
         assert THRESHOLD in counted(here)
         assert "m" in read_facts(here)
@@ -94,9 +118,9 @@ def test_a_process_that_died_there_says_nothing_more(here: Path, there: Path) ->
     """Its gauges go with the next look, its counters stay."""
     copies = Copies(here)
     with living(replica(there, 4)):
-        copies.update({"other": read(there, copies.known("other"))})
+        copies.update({"other": Node(there).read(copies.known("other"))})
         assert THRESHOLD in counted(here)
-    copies.update({"other": read(there, copies.known("other"))})
+    copies.update({"other": Node(there).read(copies.known("other"))})
     assert counted(here)[CLEAN] == 4
     assert THRESHOLD not in counted(here)
 
@@ -107,7 +131,7 @@ def test_a_folder_that_nodes_share_counts_once(here: Path, there: Path) -> None:
     with living(replica(here, 3), replica(there, 4)):
         copies = Copies(here)
         for nodes in ({"a": there, "b": there.parent / "alias", "c": here}, {"b": there}, {"a": there}):
-            copies.update({node: read(folder, copies.known(node)) for node, folder in nodes.items()})
+            copies.update({node: Node(folder).read(copies.known(node)) for node, folder in nodes.items()})
             copies.keep_only({"a", "b", "c"})
             assert counted(here)[CLEAN] == 7
 
@@ -115,11 +139,11 @@ def test_a_folder_that_nodes_share_counts_once(here: Path, there: Path) -> None:
 def test_nothing_is_forgotten_before_every_node_was_heard(here: Path, there: Path) -> None:
     """A watch that starts anew keeps what the one before it had copied."""
     with living(replica(there, 4)):
-        Copies(here).update({"other": read(there, {})})
+        Copies(here).update({"other": Node(there).read({})})
         anew = Copies(here)
         anew.keep_only({"other"})
         assert THRESHOLD in counted(here)
-        anew.update({"other": read(there, anew.known("other"))})
+        anew.update({"other": Node(there).read(anew.known("other"))})
         anew.keep_only({"other"})
         assert counted(here)[CLEAN] == 4
         assert THRESHOLD in counted(here)
@@ -127,7 +151,7 @@ def test_nothing_is_forgotten_before_every_node_was_heard(here: Path, there: Pat
 
 def test_a_node_without_replicas(here: Path, tmp_path: Path) -> None:
     """Has nothing to say, and is no error."""
-    found = read(tmp_path / "empty" / "folder", {})
+    found = Node(tmp_path / "empty" / "folder").read({})
     assert found == Snapshot(place(tmp_path / "empty" / "folder"), {}, {})
     Copies(here).update({"other": found})
     assert counted(here) == {}
@@ -137,14 +161,14 @@ def test_a_folder_made_anew_is_another(here: Path, there: Path) -> None:
     """A pod that takes a gone one's path, process numbers and all, counts beside what the other counted."""
     copies = Copies(here)
     with living(replica(there, 4)):
-        copies.update({"gone": read(there, {})})
+        copies.update({"gone": Node(there).read({})})
     old = {path.name.split("_")[0]: path.name for path in there.glob("*.db")}
     shutil.rmtree(there)
     there.mkdir()
     with living(replica(there, 1)):
         for path in [path for path in there.glob("*.db") if not path.name.startswith("gauge")]:
             path.rename(there / old[path.name.split("_")[0]])  # the number that the gone one had
-        copies.update({"new": read(there, {})})
+        copies.update({"new": Node(there).read({})})
     copies.keep_only({"new"})
     assert counted(here)[CLEAN] == 5
 
@@ -153,9 +177,9 @@ def test_a_folder_that_outlives_its_machine_counts_once(here: Path, there: Path)
     """After a restart, when other processes write to it, it is the same place."""
     before = place(there)
     with living(replica(there, 4)):
-        Copies(here).update({"a": read(there, {})})
+        Copies(here).update({"a": Node(there).read({})})
     with living(replica(there, 2)):
-        Copies(here).update({"b": read(there, {})})
+        Copies(here).update({"b": Node(there).read({})})
     assert place(there) == before
     assert counted(here)[CLEAN] == 6
 
@@ -174,7 +198,7 @@ def test_a_copy_that_is_broken_takes_nothing_down(here: Path, there: Path) -> No
     """The last whole copy stays; a broken file of this node's own is left out."""
     with living(replica(here, 3), replica(there, 4)):
         copies = Copies(here)
-        whole = read(there, {})
+        whole = Node(there).read({})
         copies.update({"other": whole})
         broken = {name: content[:200] + b"\0" * (len(content) - 200) for name, content in whole.changed.items()}
         copies.update({"other": whole._replace(changed=broken)})
