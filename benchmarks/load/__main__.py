@@ -10,7 +10,6 @@ plots, and the figures as JSON.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks import record
 from benchmarks.load import report
+from benchmarks.load.driver import WARM_UP_S, Run, write_bodies
 from benchmarks.serving_cost import SIZE, artifacts, network
 from deployments.config import MODES, ModelConfig, ServeConfig
 from deployments.document import document
@@ -40,56 +40,18 @@ from guard.capture import capture
 
 GUARDED = {mode: ("every", mode) for mode in MODES} | {"middle": ("later half", "flag")}  # name → sites, mode
 SYSTEMS = ("bare", *GUARDED)
-WARM_UP_S = 1.5
 OPEN_USERS = 64
 
 
 def prepare(folder: Path) -> dict[str, Path]:
     """The artifacts by their sites, and the requests as files in ``folder``/bodies."""
     model, images = network()
-    (folder / "bodies").mkdir()
-    for index, image in enumerate((images[:100] * 255).round().byte().numpy()):
-        tensor = {"name": "images", "shape": [1, *image.shape], "datatype": "UINT8",
-                  "parameters": {"binary_data_size": image.nbytes}}  # fmt: skip
-        head = json.dumps({"inputs": [tensor], "outputs": [{"name": "label"}]}).encode()
-        (folder / "bodies" / f"{index:03}.bin").write_bytes(head.ljust(HEAD) + image.tobytes())
+    write_bodies(folder / "bodies", [(image[None] * 255).round().byte().numpy() for image in images[:100]])
     every = artifacts(capture(model, (3, SIZE, SIZE)), images)["mmdf"]
     (clips,) = every.networks
     sites = sorted(clips)
     half = replace(every, networks=({site: clips[site] for site in sites[len(sites) // 2 :]},))
     return {"every": every.save(folder / "every"), "later half": half.save(folder / "half")}
-
-
-HEAD = 256  # bytes of JSON in front of the pixels
-
-
-class Run:
-    """Locust against one path of the server."""
-
-    def __init__(self, url: str, folder: Path) -> None:
-        self._url = url
-        self._folder = folder
-
-    def __call__(self, path: str, *, users: int, seconds: float, rate: float = 0, method: str = "POST") -> Any:
-        """{"milliseconds": of every answer after the warm-up, "failures": texts}."""
-        out = self._folder / "out.json"
-        headers = {"Inference-Header-Content-Length": str(HEAD), "Content-Type": "application/octet-stream"}
-        settings = {
-            "path": path, "method": method, "headers": headers, "bodies": str(self._folder / "bodies"),
-            "rate": rate, "users": users, "warm_up_s": WARM_UP_S, "out": str(out),
-        }  # fmt: skip
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "locust", "-f", str(Path(__file__).parent / "locustfile.py"), "--headless"),
-                *("-u", str(users), "-r", str(users), "-t", f"{seconds + WARM_UP_S:.0f}s", "--host", self._url),
-                *("--only-summary", "--loglevel", "ERROR", "--exit-code-on-error", "0"),
-            ],
-            env=os.environ | {"GUARD_LOAD": json.dumps(settings)},
-            check=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        return json.loads(out.read_text())
 
 
 def infer(system: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from guarded import alive, answering, clients, configuration, counted, counting, until
-from hosts import NETWORK, Hosts, missing
+from benchmarks.hosts import NETWORK, Hosts, missing
 
 LACKS = missing() or (None if shutil.which("redis-server") else "needs redis-server (Debian: redis-server)")
 pytestmark = pytest.mark.skipif(LACKS is not None, reason=str(LACKS))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from guarded import alive, answering, ask, clients, configuration, counted, counting, until
-from hosts import Hosts, missing
+from benchmarks.hosts import Hosts, missing
 
 LACKS = missing()
 pytestmark = pytest.mark.skipif(LACKS is not None, reason=str(LACKS))

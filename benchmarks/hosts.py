@@ -22,7 +22,7 @@ ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PYT
 
 def missing() -> str | None:
     """What hosts want that is not here."""
-    lacks = [name for name in ("ip", "unshare", "mount") if shutil.which(name) is None]
+    lacks = [name for name in ("ip", "unshare", "mount", "taskset") if shutil.which(name) is None]
     if lacks:
         return f"needs {', '.join(lacks)} (Debian: iproute2, util-linux)"
     made = subprocess.run(["ip", "netns", "add", "guard-trial"], capture_output=True, check=False)
@@ -33,12 +33,13 @@ def missing() -> str | None:
 
 
 class Host:
-    """One machine. folder: what it sees as `OWN`. log: what its Ray prints."""
+    """One machine. folder: what it sees as `OWN`. log: what its Ray prints. core: the one that it has; None: all."""
 
-    def __init__(self, number: int, folder: Path) -> None:
+    def __init__(self, number: int, folder: Path, core: int | None = None) -> None:
         self.name, self.address = f"guard-host-{number}", f"{NETWORK}.{number}"
         self.folder, self.log = folder / self.name, folder / f"{self.name}.log"
         self._cable = f"guard-eth{number}"
+        self._bound = [] if core is None else ["taskset", "--cpu-list", str(core)]
         self._node: subprocess.Popen[bytes] | None = None
 
     def plug_in(self) -> None:
@@ -54,7 +55,7 @@ class Host:
         """A program on this host."""
         inside = f'mount --make-rprivate / && mount --bind "{self.folder}" "{OWN}" && exec "$@"'
         apart = ["ip", "netns", "exec", self.name, "unshare", "--mount", "--pid", "--fork", "--mount-proc"]
-        whole = [*apart, "sh", "-c", inside, "sh", *map(str, command)]
+        whole = [*apart, *self._bound, "sh", "-c", inside, "sh", *map(str, command)]
         with self.log.open("ab") as log:
             return subprocess.Popen(whole, env=os.environ | ENVIRONMENT | more, stdout=log, stderr=log)
 
@@ -63,12 +64,16 @@ class Host:
         common = [f"--node-ip-address={self.address}", f"--num-cpus={cpus}", "--block", "--disable-usage-stats"]
         self._node = self.run([BIN / "ray", "start", *options, *common], **more)
 
+    def processes(self) -> list[int]:
+        """Their numbers, as seen from here."""
+        found = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False)
+        return [int(process) for process in found.stdout.split()]
+
     def kill(self) -> None:
         """All its processes at once, as when a machine loses its power."""
-        found = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False)
-        for process in found.stdout.split():
+        for process in self.processes():
             with suppress(ProcessLookupError):
-                os.kill(int(process), signal.SIGKILL)
+                os.kill(process, signal.SIGKILL)
         if self._node is not None:
             self._node.wait()
 
@@ -79,10 +84,11 @@ class Host:
 
 
 class Hosts:
-    """``count`` machines that reach each other and are reached from here."""
+    """``count`` machines that reach each other and are reached from here. cores: the core of each; None: all."""
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self.hosts = [Host(number, folder) for number in range(1, count + 1)]
+    def __init__(self, folder: Path, count: int, cores: Sequence[int | None] = ()) -> None:
+        bound = [*cores, *[None] * (count - len(cores))]
+        self.hosts = [Host(number + 1, folder, bound[number]) for number in range(count)]
 
     def __enter__(self) -> Self:
         self.unplug()  # what a test that was killed has left

@@ -1,0 +1,217 @@
+"""What a second machine with a second replica brings.
+
+``python -m benchmarks.scaling [--seconds 10] [--rounds 3] [--clients 8] [--images 8] [--json FILE]``  (as root)
+
+Three machines of one Ray cluster (network namespaces of this one): a head without replicas, and two workers, each of
+which has one core. On them run two applications, side by side: the guard (ResNet-18, 64×64, mmdf on every site, mode
+flag) with one replica, and with two, one a machine. Locust asks, as fast as answers come, with so many images a
+request, so that its own work is small: ``alone`` the one replica; ``away`` the same one by the address of the other
+machine, whose proxy passes requests on; ``both`` the two replicas, half of the clients at each machine's address.
+
+Clients and head share the two cores with the workers. So ``cores``, processor time by who took it (seconds a second),
+tells what the ratio of throughputs (`scaling`, within a round: median, least, largest) leaves open.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+import numpy as np
+import torch
+import yaml
+
+from benchmarks import record
+from benchmarks.hosts import OWN, Host, Hosts, missing
+from benchmarks.load.driver import WARM_UP_S, Run, write_bodies
+from benchmarks.serving_cost import SIZE, artifacts, network
+from deployments.proxies import ENABLED
+from guard.capture import capture
+from guard.progress import bars
+
+REPLICAS = {"one": 1, "two": 2}
+CPUS = {"one": 0.3, "two": 0.6}  # of the one that a worker has: two of the latter find room on two workers only
+PHASES = ("alone", "away", "both")
+REQUESTS = 20
+GROUPS = ("replicas", "proxies", "rest of the workers", "head", "clients")
+START_S = 180.0
+
+
+def configuration(folder: Path, artifact: Path) -> Path:
+    """The file for `serve deploy`: an application for each number of replicas, and the metrics."""
+    metrics = {"metrics_dir": str(OWN / "metrics")}
+    applications = [
+        {
+            "name": name, "route_prefix": f"/{name}", "import_path": "deployments.app:build",
+            "args": {"replicas": count, "cpus_per_replica": CPUS[name],
+                     "models": [{"artifact": str(artifact), "name": name, "mode": "flag"}], **metrics},
+        }
+        for name, count in REPLICAS.items()
+    ]  # fmt: skip
+    told = {"name": "guard-metrics", "route_prefix": "/metrics", "import_path": "deployments.app:build_metrics"}
+    document = {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": "0.0.0.0", "port": 8000},
+        "applications": [*applications, told | {"args": metrics}],
+    }
+    file = folder / "guard.yaml"
+    file.write_text(yaml.safe_dump(document))
+    return file
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + START_S
+    while True:
+        with suppress(httpx.HTTPError):
+            if condition():
+                return
+        if time.monotonic() > deadline:
+            raise click.ClickException(f"{what} within {START_S:.0f} s")
+        time.sleep(0.5)
+
+
+def ready(host: Host, name: str) -> bool:
+    return httpx.get(f"http://{host.address}:8000/{name}/v2/health/ready").status_code == 200
+
+
+def replicas(host: Host, name: str) -> list[int]:
+    """The processes of an application's replicas on a machine."""
+    return [process for process in host.processes() if title(process).startswith(f"ray::ServeReplica:{name}:")]
+
+
+def title(process: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""
+
+
+def cpu(hosts: Hosts, name: str) -> dict[str, float]:
+    """Seconds of processor time so far, by who took it; the other application's replicas do nothing meanwhile."""
+    head, *workers = hosts.hosts
+    found = dict.fromkeys(GROUPS, 0.0)
+    for host in workers:
+        for process in host.processes():
+            told = title(process)
+            if told.startswith(f"ray::ServeReplica:{name}:"):
+                group = "replicas"
+            elif "haproxy" in told.partition(" ")[0].lower() or "HAProxy" in told or "ProxyActor" in told:
+                group = "proxies"
+            else:
+                group = "rest of the workers"
+            found[group] += seconds_of(process)
+    found["head"] = sum(map(seconds_of, head.processes()))
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found["clients"] = used.ru_utime + used.ru_stime
+    return found
+
+
+def seconds_of(process: int) -> float:
+    with suppress(OSError):
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+def measure(hosts: Hosts, phase: str, runs: Sequence[Run], *, clients: int, seconds: float, images: int) -> Any:
+    """One phase of one round."""
+    name = "two" if phase == "both" else "one"
+    before = cpu(hosts, name)
+    with ThreadPoolExecutor(len(runs)) as pool:
+        path = f"/{name}/v2/models/{name}/infer"
+        found = list(pool.map(lambda run: run(path, users=clients // len(runs), seconds=seconds), runs))
+    after = cpu(hosts, name)
+    milliseconds = np.concatenate([one["milliseconds"] for one in found])
+    warm = (seconds + WARM_UP_S) / seconds  # processor time is of the warm-up, too
+    return {
+        "n": len(milliseconds),
+        "images_a_second": len(milliseconds) * images / seconds,
+        "p50": float(np.quantile(milliseconds, 0.5)),
+        "p99": float(np.quantile(milliseconds, 0.99)),
+        "failed": sum(len(one["failures"]) for one in found),
+        "cores": {key: (after[key] - before[key]) / (seconds * warm) for key in GROUPS},
+    }
+
+
+def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over the rounds, and the ratios of throughputs within them."""
+    rows = {
+        phase: {key: float(np.median([one[phase][key] for one in rounds])) for key in ("images_a_second", "p50", "p99")}
+        | {
+            "n": sum(one[phase]["n"] for one in rounds),
+            "failed": sum(one[phase]["failed"] for one in rounds),
+            "cores": {key: float(np.median([one[phase]["cores"][key] for one in rounds])) for key in GROUPS},
+        }
+        for phase in PHASES
+    }
+    scaling = sorted(one["both"]["images_a_second"] / one["alone"]["images_a_second"] for one in rounds)
+    return {"rows": rows, "scaling": [float(np.median(scaling)), scaling[0], scaling[-1]], "rounds": rounds}
+
+
+@click.command(help=__doc__)
+@click.option("--seconds", default=10.0, show_default=True, help="Of each measurement.")
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--clients", default=8, show_default=True, help="Closed loop.")
+@click.option("--images", default=8, show_default=True, help="In a request.")
+@record.json_option
+def main(seconds: float, rounds: int, clients: int, images: int, json_path: Path | None) -> None:
+    if (lacks := missing()) is not None:
+        raise click.ClickException(lacks)
+    if (cores := os.cpu_count() or 1) < 2:
+        raise click.ClickException(f"this machine has {cores} core; two are needed, one for each worker")
+    torch.set_num_threads(1)
+    os.environ[ENABLED] = "1"
+    with tempfile.TemporaryDirectory(prefix="guard-scaling-") as scratch:
+        folder = Path(scratch)
+        model, clean = network()
+        artifact = artifacts(capture(model, (3, SIZE, SIZE)), clean)["mmdf"].save(folder / "artifact")
+        draw = torch.Generator().manual_seed(0)
+        chosen = [clean[torch.randint(len(clean), (images,), generator=draw)] for _ in range(REQUESTS)]
+        write_bodies(folder / "bodies", [(one * 255).round().byte().numpy() for one in chosen])
+        with Hosts(folder, 3, cores=(None, 0, 1)) as hosts:
+            head, *workers = hosts.hosts
+            hosts.start_ray(head_cpus=0)
+            until(lambda: httpx.get(f"http://{head.address}:8265/api/gcs_healthz").is_success, "the head did not start")
+            hosts.deploy(configuration(folder, artifact))
+            for name in REPLICAS:
+                for host in workers:
+                    until(partial(ready, host, name), f"{host.name} did not serve")
+            until(lambda: all(len(replicas(host, "two")) == 1 for host in workers), "no replica on each machine")
+            runs = {}
+            for host in workers:
+                own = folder / f"client-{host.name}"
+                shutil.copytree(folder / "bodies", own / "bodies")
+                runs[host] = Run(f"http://{host.address}:8000", own)
+            (home,) = (host for host in workers if replicas(host, "one"))
+            asked = {"alone": [home], "away": [host for host in workers if host is not home], "both": workers}
+            found: list[dict[str, Any]] = []
+            with bars("measurements", rounds * len(PHASES)) as step:
+                for number in range(rounds):
+                    one = {}
+                    for phase in PHASES[number % 3 :] + PHASES[: number % 3]:
+                        to = [runs[host] for host in asked[phase]]
+                        one[phase] = measure(hosts, phase, to, clients=clients, seconds=seconds, images=images)
+                        step(1)
+                    found.append(one)
+    figures = summary(found)
+    click.echo(f"{'':6} {'images/s':>9} {'p50':>8} {'p99':>8} {'failed':>6}   cores: {', '.join(GROUPS)}")
+    for phase, row in figures["rows"].items():
+        cores_of = ", ".join(f"{row['cores'][key]:.2f}" for key in GROUPS)
+        rate = f"{row['images_a_second']:9.1f} {row['p50']:5.0f} ms {row['p99']:5.0f} ms"
+        click.echo(f"{phase:6} {rate} {row['failed']:6}   {cores_of}")
+    click.echo("both over alone: {:.2f} ({:.2f} to {:.2f})".format(*figures["scaling"]))
+    record.write(json_path, clients=clients, images=images, **figures)
+
+
+if __name__ == "__main__":
+    main()
