@@ -12,17 +12,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self, cast
 
 BRIDGE, NETWORK = "guard-hosts", "10.213.7"
 OWN = Path("/tmp/guard-hosts")  # the folder that each host has for itself
 BIN = Path(sys.executable).parent
+FIRST = (
+    "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN); print(flush=True); signal.pause()"  # buries others
+)
 ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
 
 
 def missing() -> str | None:
     """What hosts want that is not here."""
-    lacks = [name for name in ("ip", "unshare", "mount", "taskset") if shutil.which(name) is None]
+    lacks = [name for name in ("ip", "unshare", "nsenter", "mount", "taskset") if shutil.which(name) is None]
     if lacks:
         return f"needs {', '.join(lacks)} (Debian: iproute2, util-linux)"
     made = subprocess.run(["ip", "netns", "add", "guard-trial"], capture_output=True, check=False)
@@ -40,7 +43,8 @@ class Host:
         self.folder, self.log = folder / self.name, folder / f"{self.name}.log"
         self._cable = f"guard-eth{number}"
         self._bound = [] if core is None else ["taskset", "--cpu-list", str(core)]
-        self._node: subprocess.Popen[bytes] | None = None
+        self._first: int | None = None
+        self._running: list[subprocess.Popen[bytes]] = []
 
     def plug_in(self) -> None:
         self.folder.mkdir()
@@ -52,17 +56,31 @@ class Host:
         _ip("-n", self.name, "link", "set", "eth0", "up")
 
     def run(self, command: Sequence[str | Path], **more: str) -> subprocess.Popen[bytes]:
-        """A program on this host."""
-        inside = f'mount --make-rprivate / && mount --bind "{self.folder}" "{OWN}" && exec "$@"'
-        apart = ["ip", "netns", "exec", self.name, "unshare", "--mount", "--pid", "--fork", "--mount-proc"]
-        whole = [*apart, *self._bound, "sh", "-c", inside, "sh", *map(str, command)]
+        """A program on this host, which is switched on if need be."""
+        if self._first is None:
+            self._first = self._switch_on()
+        apart = ["nsenter", f"--target={self._first}", "--net", "--mount", "--pid"]
+        whole = [*apart, *self._bound, *map(str, command)]
         with self.log.open("ab") as log:
             return subprocess.Popen(whole, env=os.environ | ENVIRONMENT | more, stdout=log, stderr=log)
+
+    def _switch_on(self) -> int:
+        """Its first process, which the others end with."""
+        inside = f'mount --make-rprivate / && mount --bind "{self.folder}" "{OWN}" && exec "$@"'
+        apart = ["ip", "netns", "exec", self.name, "unshare", "--mount", "--pid", "--fork", "--mount-proc"]
+        first = subprocess.Popen(
+            [*apart, "sh", "-c", inside, "sh", sys.executable, "-c", FIRST], stdout=subprocess.PIPE
+        )
+        with cast(IO[bytes], first.stdout) as out:
+            out.readline()
+        (number,) = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+        self._running.append(first)
+        return int(number)
 
     def start_ray(self, *options: str, cpus: int = 1, **more: str) -> None:
         """A node of a cluster, with the default ports."""
         common = [f"--node-ip-address={self.address}", f"--num-cpus={cpus}", "--block", "--disable-usage-stats"]
-        self._node = self.run([BIN / "ray", "start", *options, *common], **more)
+        self._running.append(self.run([BIN / "ray", "start", *options, *common], **more))
 
     def processes(self) -> list[int]:
         """Their numbers, as seen from here."""
@@ -74,8 +92,9 @@ class Host:
         for process in self.processes():
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-        if self._node is not None:
-            self._node.wait()
+        for ended in self._running:
+            ended.wait()
+        self._running, self._first = [], None
 
     def unplug(self) -> None:
         self.kill()

@@ -9,10 +9,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
 
+import deployments
+import guard
 from deployments.errors import StartFailed
 from deployments.signals import SIGNALS
 from guard.errors import GuardError
@@ -21,6 +24,7 @@ from guard.executors import Advance, cores
 W = TypeVar("W")
 C = TypeVar("C")
 R = TypeVar("R")
+DATA = ["results/", "archive/"]  # what lies beside code and is not sent with it
 
 
 class RayExecutor:
@@ -28,7 +32,7 @@ class RayExecutor:
 
     Joins the Ray that the program already uses, else the cluster at RAY_ADDRESS or on this machine, else starts one
     here; what it joined or started itself, it leaves or ends, after each ``run`` or, used as a context, at the
-    context's end. A chunk whose worker is lost is done again by Ray. The machines of a cluster need this package.
+    context's end. A chunk whose worker is lost is done again by Ray.
     Two chunks a worker are handed out at a time: where one fails, the others run to their end, and no more are begun.
     They are not cancelled, since `ray.cancel` of a task that ends at that moment aborts the program (Ray 2.60).
     workers: chunks that run at once; of a cluster known inside the context only.
@@ -82,8 +86,12 @@ def _chunk(function: Callable[[W, C, Advance], R], work: W, chunk: C) -> tuple[R
 
 
 @contextmanager
-def session() -> Iterator[Any]:
-    """Ray, joined or started; the program's own handlers of signals stay (without one, Ray's ends it cleanly)."""
+def session(*more: ModuleType) -> Iterator[Any]:
+    """Ray, joined or started; the program's own handlers of signals stay (without one, Ray's ends it cleanly).
+
+    A cluster that is joined is sent this very code, of guard, deployments and ``more``, so that all its machines
+    compute the same: they need what it is built on alone.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
@@ -93,7 +101,9 @@ def session() -> Iterator[Any]:
     handlers = {name: signal.getsignal(name) for name in SIGNALS}
     try:
         try:
-            ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), logging_level=logging.ERROR, log_to_driver=False)
+            address = os.environ.get("RAY_ADDRESS", "auto")
+            code = None if address == "local" else {"py_modules": [guard, deployments, *more], "excludes": DATA}
+            ray.init(address=address, runtime_env=code, logging_level=logging.ERROR, log_to_driver=False)
         except ConnectionError:
             if "RAY_ADDRESS" in os.environ:
                 raise

@@ -1,6 +1,6 @@
 """A plan, run: networks are trained and defences judged as Ray tasks, each as soon as what it needs is there.
 
-On one machine or on the cluster at RAY_ADDRESS, whose machines need this package. What a run has finished, the next one
+On one machine or on the cluster at RAY_ADDRESS, which is sent this code. What a run has finished, the next one
 does not do again.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+import benchmarks
 from benchmarks import record
 from benchmarks.lab.attacks import ATTACKS
 from benchmarks.lab.cells import Attacked, attack, defend, settings_of, took
@@ -57,7 +58,7 @@ class Run:
     def __call__(self) -> None:
         """Run everything that is missing. A cell that fails is kept as such, and the others go on."""
         total = len(self._waiting) * (1 + len(self.plan.defences) * len(self.plan.draws))
-        with session() as ray, self.progress("networks and cells", total) as advance:
+        with session(benchmarks) as ray, self.progress("networks and cells", total) as advance:
             options = {"num_cpus": 1, "num_gpus": self._gpus}
             self._ray = ray
             self._attack = ray.remote(**options)(_attack)

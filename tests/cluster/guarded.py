@@ -13,8 +13,9 @@ from typing import Any
 import httpx
 import yaml
 from hand import bna_artifact, image
-from benchmarks.hosts import OWN, Host, Hosts
 from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.hosts import OWN, Host, Hosts
 
 BODY = json.dumps({"instances": image(1.0, 0.2, 0.1).tolist()}).encode()  # flagged
 ROUTE = "/v1/models/hand:predict"

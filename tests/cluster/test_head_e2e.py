@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from guarded import alive, answering, clients, configuration, counted, counting, until
+
 from benchmarks.hosts import NETWORK, Hosts, missing
 
 LACKS = missing() or (None if shutil.which("redis-server") else "needs redis-server (Debian: redis-server)")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from guarded import alive, answering, ask, clients, configuration, counted, counting, until
+
 from benchmarks.hosts import Hosts, missing
 
 LACKS = missing()
