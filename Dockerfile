@@ -3,6 +3,7 @@
 #
 #   docker build -t backdoor-guard .                                                              CPU
 #   docker build -t backdoor-guard:cuda --build-arg TORCH_INDEX=https://pypi.org/simple .         CUDA
+#   docker build --target sbom --output sbom .                                                    sbom/sbom.cdx.json
 #
 # A build that is to be the same again names its base by digest: --build-arg BASE=docker.io/library/python@sha256:…
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
@@ -22,6 +23,16 @@ COPY pyproject.toml README.md LICENSE ./
 COPY guard guard
 COPY deployments deployments
 RUN --mount=type=cache,target=/root/.cache/pip pip install .
+
+# What Python packages the image has, as a CycloneDX document; its tool has an environment of its own and is not shipped.
+FROM build AS inventory
+ARG CYCLONEDX_BOM=7.5.0
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv /opt/sbom && /opt/sbom/bin/pip install "cyclonedx-bom==${CYCLONEDX_BOM}"
+RUN /opt/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-file /sbom.cdx.json /opt/guard/bin/python
+
+FROM scratch AS sbom
+COPY --from=inventory /sbom.cdx.json /
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="backdoor-guard" \

@@ -1,8 +1,9 @@
-.PHONY: help demo test check bench bench-small load faults soak monitoring image
+.PHONY: help demo test check bench bench-small load faults soak monitoring image sbom
 PYTHON ?= python3
 DATA ?= $(error DATA: where CIFAR-10 is: a tar with train/CLASS/*.jpg and test/CLASS/*.jpg, or torchvision:CIFAR10:ROOT)
 BIN := .venv/bin
 HELM_SDKPY := 0.1.32 # asks for Python 3.12, runs on 3.11
+CYCLONEDX_BOM := $(shell sed -n 's/^ARG CYCLONEDX_BOM=//p' Dockerfile)
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +39,14 @@ soak: .venv/installed ## an hour of clients with all kinds of manners: no stall,
 
 image: ## the container image, backdoor-guard; for CUDA: make image TORCH_INDEX=https://pypi.org/simple TAG=cuda
 	docker build --tag backdoor-guard:$(or $(TAG),latest) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) .
+
+sbom: .venv/installed .venv-sbom/installed ## the packages of .venv as a CycloneDX document, sbom.cdx.json
+	.venv-sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-file sbom.cdx.json $(BIN)/python
+
+.venv-sbom/installed: Dockerfile
+	$(PYTHON) -m venv .venv-sbom
+	.venv-sbom/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom==$(CYCLONEDX_BOM)
+	touch $@
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv || { echo 'make: $(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv' >&2; exit 1; }

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from rendering import ChartError, Rendered, lint, render, upgrade, validate
-from variants import CHART, LEAST, VARIANTS, Values, with_values
+from variants import CHART, GATEWAY, LEAST, VARIANTS, Values, with_values
 
 Chart = Callable[..., Rendered]
 
@@ -147,6 +147,12 @@ def test_every_value_is_explained() -> None:
         (with_values(upgradeStrategy="Rolling"), "upgradeStrategy"),
         (with_values(guard={"models": [{"artifact": "/a/net"}, {"artifact": "/b/net"}]}), "two are named net"),
         (with_values(autoscaling={"enabled": True, "minReplicas": 9}), "minReplicas is larger"),
+        (with_values(autoscaling={"enabled": True}, workers={"cpu": {"minReplicas": 9}}), "workers.cpu: minReplicas"),
+        (with_values(rayVersion="2.51.1"), "rayAuth: Ray has tokens from 2.52.0 on"),
+        (with_values(podLabels={"ray.io/group": "mine"}), "podLabels"),
+        (with_values(env=[{"name": "REDIS_PASSWORD", "value": "a"}]), "env"),
+        (with_values(httpRoute=GATEWAY | {"timeout": "1.5s"}), "timeout"),
+        (with_values(monitoring={"podMonitor": {"enabled": True, "interval": "often"}}), "interval"),
         (with_values(fullnameOverride="1guard"), "begins with a letter"),
         (with_values(grpc={"enabled": True, "port": 8000}), "port"),
         (with_values(podDisruptionBudget={"maxUnavailable": "50%"}), "maxUnavailable"),

@@ -9,7 +9,7 @@ from variants import VARIANTS
 
 
 def test_it_leads_to_the_workers_that_answer(chart: Callable[..., Rendered]) -> None:
-    """By their labels, and KubeRay's for a healthy proxy, to the port that they name."""
+    """By their labels and KubeRay's for pods that serve, to the port that they name; readiness does the rest."""
     rendered = chart(**VARIANTS["grpc"])
     (found,) = rendered.objects_of("Service")
     selector = dict(found["spec"]["selector"])

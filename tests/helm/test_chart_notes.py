@@ -15,7 +15,7 @@ def test_they_say_what_to_do_next(chart: Chart) -> None:
     notes = chart(**VARIANTS["several models"]).notes
     assert "get rayservice guard" in notes
     for model in ("resnet18", "digits"):
-        assert f"/v2/models/{model}/classify" in notes
+        assert f"/v1/models/{model}:predict" in notes
     assert "/guard/" in notes
     assert "set apiKeys" in notes
     assert "monitoring.podMonitor.enabled" in notes

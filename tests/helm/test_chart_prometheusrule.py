@@ -16,6 +16,7 @@ def test_every_rule_of_the_project_is_in_it(chart: Callable[..., Rendered]) -> N
     groups = [group for path in files for group in yaml.safe_load(path.read_text())["groups"]]
     assert len(groups) >= 13
     assert rule["spec"]["groups"] == groups
+    assert len({group["name"] for group in groups}) == len(groups), "the API server refuses two of a name"
     assert rule["metadata"]["labels"]["release"] == "prometheus"
 
 

@@ -74,6 +74,7 @@ def test_replicas_follow_the_load(chart: Chart, tmp_path: Path) -> None:
     assert classifier["autoscaling_config"] == {"min_replicas": 2, "max_replicas": 12, "target_ongoing_requests": 16}
     assert spec(rendered)["rayClusterConfig"]["enableInTreeAutoscaling"] is True
     assert (workers(rendered)[0]["minReplicas"], workers(rendered)[0]["maxReplicas"]) == (2, 8)
+    assert spec(rendered)["rayClusterConfig"]["autoscalerOptions"]["version"] == "v2"
     still = chart()
     assert "enableInTreeAutoscaling" not in spec(still)["rayClusterConfig"]
     assert (workers(still)[0]["minReplicas"], workers(still)[0]["maxReplicas"]) == (2, 2)
@@ -200,6 +201,34 @@ def test_pods_write_to_scratch_alone(variant: Rendered) -> None:
         assert volumes["tmp"]["emptyDir"]["sizeLimit"]
         assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "512Mi"}
         assert int(group["rayStartParams"]["object-store-memory"]) < 512 * 2**20
+
+
+def test_what_kuberay_adds_is_bounded_as_well(chart: Chart) -> None:
+    """Beside an autoscaler it mounts a volume `ray-logs` at /tmp/ray, without a bound unless there is one already."""
+
+    def logs(pod: dict[str, Any]) -> list[Any]:
+        return [one["emptyDir"] for one in pod["template"]["spec"]["volumes"] if one["name"] == "ray-logs"]
+
+    scaled, still = chart(**VARIANTS["autoscaling"]), chart()
+    assert logs(spec(scaled)["rayClusterConfig"]["headGroupSpec"]) == [{"sizeLimit": "4Gi"}]
+    assert logs(workers(scaled)[0]) == []
+    assert logs(spec(still)["rayClusterConfig"]["headGroupSpec"]) == []
+
+
+def test_pods_are_as_kuberay_looks_for_them(variant: Rendered) -> None:
+    """Ray's container is the first, its command is KubeRay's to write, and ports go by the names that it knows."""
+    cluster = spec(variant)["rayClusterConfig"]
+    known = {"serve": 8000, "gcs-server": 6379, "dashboard": 8265, "client": 10001}
+    head = cluster["headGroupSpec"]["template"]
+    ports = head["spec"]["containers"][0]["ports"]
+    assert known.items() <= {one["name"]: one["containerPort"] for one in ports}.items()
+    for role, pod in (("head", head), *(("worker", group["template"]) for group in cluster["workerGroupSpecs"])):
+        first = pod["spec"]["containers"][0]
+        assert first["name"] == f"ray-{role}"
+        assert not {"command", "args"} & set(first)
+        assert "restartPolicy" not in pod["spec"]
+        assert not [label for label in pod["metadata"]["labels"] if label.startswith("ray.io/")]
+        assert "app.kubernetes.io/name" not in pod["metadata"]["labels"]
 
 
 def test_rays_processes_know_each_other(chart: Chart) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cluster import KINDS, FakeCluster
-from rendering import ChartError, apply, lint, remove, render, upgrade, validate
+from rendering import SCHEMAS, ChartError, apply, lint, remove, render, upgrade, validate
 from wire import Object, merged
 
 DEPLOYMENT = """\
@@ -61,6 +61,7 @@ metadata:
   namespace: {{ .Release.Namespace }}
 spec:
   rayClusterConfig:
+    rayVersion: 2.60.0
     headGroupSpec:
       rayStartParams: {num-cpus: "0"}
       template: {spec: {containers: [{name: head, image: {{ .Values.image }}}]}}
@@ -253,7 +254,9 @@ RIGHT: list[Object] = [
                 "rayVersion": "2.60.0",
                 "gcsFaultToleranceOptions": {"redisAddress": "redis:6379", "redisPassword": {"value": "secret"}},
                 "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": POD},
-                "workerGroupSpecs": [{"groupName": "one", "minReplicas": 1, "maxReplicas": 2, "template": POD}],
+                "workerGroupSpecs": [
+                    {"groupName": "one", "minReplicas": 1, "maxReplicas": 2, "rayStartParams": {}, "template": POD}
+                ],
             },
         },
     },
@@ -322,16 +325,56 @@ def test_unknown_fields_are_found_at_the_top(obj: Object) -> None:
         (1, "spec.rayClusterConfig.workerGroupSpecs.0.minreplicas", 1, "minreplicas"),
         (1, "spec.rayClusterConfig.gcsFaultToleranceOptions.redisPassword", "x", "'x' is not of type 'object'"),
         (1, "spec.upgradeStrategy.type", "Recreate", "'Recreate' is not one of"),
+        (1, "spec.upgradeStrategy.type", "NewClusterWithIncrementalUpgrade", "'clusterUpgradeOptions' is a required"),
+        (1, "spec.rayClusterConfig.upgradeStrategy", {"type": "None"}, "upgradeStrategy"),
+        (1, "spec.rayClusterConfig.authOptions", {"mode": "token", "secretName": "one"}, "secretName"),
+        (1, "spec.rayClusterConfig.autoscalerOptions", {"version": "v3"}, "'v3' is not one of"),
+        (1, "spec.rayClusterConfig.headGroupSpec.rayStartParams.labels", "a=b", "False schema does not allow 'a=b'"),
+        (1, "spec.rayClusterConfig.workerGroupSpecs.0.numOfHosts", 0, "0 is less than the minimum"),
+        (1, "spec.rayClusterConfig.managedBy", "me", "'me' is not one of"),
+        (1, "spec.serveService", {"spec": {"tpye": "ClusterIP"}}, "tpye"),
         (2, "spec.podMetricsEndpoints.0.interval", "15 s", "'15 s' does not match"),
+        (2, "spec.podMetricsEndpoints.0.authorization", {"type": "Bearer"}, "'credentials' is a required"),
+        (2, "spec.podMetricsEndpoints.0.portNumber", 8000, "is valid under each of"),
         (3, "spec.groups.0.rules.0.record", "one", "is valid under each of"),
         (3, "spec.groups.0.rules.0.severity", "page", "severity"),
         (4, "spec.rules.0.backendRefs.0.port", "http", "'http' is not of type 'integer'"),
+        (4, "spec.rules.0.backendRefs", [{"name": "one"}], "'port' is a required"),
+        (4, "spec.rules.0.matches.0.path.value", "v2", "'v2' does not match"),
+        (4, "spec.rules.0.timeouts", {"request": "1.5s"}, "'1.5s' does not match"),
+        (4, "spec.rules.0.retry", {"attempts": 3}, "retry"),
+        (4, "spec.hostnames", ["10.0.0.1:80"], "does not match"),
     ],
 )
 def test_a_mistake_is_found_where_it_is(number: int, path: str, value: Any, problem: str) -> None:
     (found,) = validate(put(RIGHT[number], path, value))
     assert problem in found
     assert found.startswith("$.spec")
+
+
+def test_every_part_of_a_schema_refuses_what_it_does_not_know() -> None:
+    """Each object of our own schemas names its fields, or says what all of its values are."""
+
+    def objects(schema: Any, path: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(schema, dict):
+            if schema.get("type") == "object":
+                yield path, schema
+            for key, value in schema.items():
+                yield from objects(value, f"{path}/{key}")
+        elif isinstance(schema, list):
+            for number, value in enumerate(schema):
+                yield from objects(value, f"{path}/{number}")
+
+    for kind, path in SCHEMAS.items():
+        schema = json.loads(path.read_text())
+        assert schema["$comment"], kind
+        assert not [where for where, one in objects(schema, kind) if "additionalProperties" not in one]
+
+
+def test_a_name_that_kuberay_refuses_is_found() -> None:
+    """It appends to the name, and makes services of it."""
+    assert "is too long" in validate(put(RIGHT[1], "metadata.name", "n" * 48))[0]
+    assert "does not match" in validate(put(RIGHT[1], "metadata.name", "1guard"))[0]
 
 
 def test_a_kind_without_a_schema_is_told() -> None:

@@ -91,7 +91,7 @@ spec:
         - {name: grpc, containerPort: {{ $values.grpc.port }}}
         {{- end }}
         {{- if $head }}
-        - {name: gcs, containerPort: 6379}
+        - {name: gcs-server, containerPort: 6379}
         - {name: dashboard, containerPort: 8265}
         - {name: client, containerPort: 10001}
         {{- end }}
@@ -130,6 +130,10 @@ spec:
       emptyDir: {sizeLimit: {{ $values.scratch.tmp }}}
     - name: shm
       emptyDir: {medium: Memory, sizeLimit: {{ $values.scratch.shm }}}
+    {{- if and $head $values.autoscaling.enabled }}
+    - name: ray-logs # KubeRay mounts it at /tmp/ray of the head and of its autoscaler, or makes one without a bound
+      emptyDir: {sizeLimit: {{ $values.scratch.tmp }}}
+    {{- end }}
     - name: artifacts
       {{- if $values.artifacts.volume }}
       {{- toYaml $values.artifacts.volume | nindent 6 }}
