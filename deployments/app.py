@@ -134,11 +134,15 @@ class MetricsSettings(Settings):
 
 def build(args: dict[str, Any]) -> Application:
     """The classifier's application, from the ``args`` of a configuration file and the environment."""
+    import ray
+
     config = checked(BaseConfig, overridden(args, os.environ))
+    brought = ray.get_runtime_context().runtime_env.get("working_dir")  # Ray brings it to every node, and goes there
     for model in config.models:
-        if model.artifact is not None and not model.artifact.is_absolute():
+        if model.artifact is not None and not model.artifact.is_absolute() and brought is None:
             raise BadSetting(
-                f"artifact: {model.artifact} is relative: name the folder by a path that is the same on every node",
+                f"artifact: {model.artifact} is relative: name the folder by a path that is the same on every node, or "
+                "bring it there as the application's runtime_env.working_dir",
                 field="artifact",
             )
     return application(config)

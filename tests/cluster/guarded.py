@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,14 +37,17 @@ def until(condition: Callable[[], object], what: str, seconds: float = WAIT_S) -
 
 
 def configuration(folder: Path, **model: Any) -> Path:
-    """A configuration file with two replicas of the model hand, of one CPU each."""
-    artifact = folder / "hand"
-    if not artifact.exists():
-        bna_artifact(0).save(artifact)
+    """A configuration file with two replicas of the model hand, of one CPU each. Ray brings the artifact to every
+    machine."""
+    if not (folder / "bundle.zip").exists():
+        bna_artifact(0).save(folder / "bundle" / "hand")
+        shutil.make_archive(str(folder / "bundle"), "zip", folder, "bundle")
+        shutil.rmtree(folder / "bundle")
     metrics = {"metrics_dir": str(OWN / "metrics")}
-    guard = {"name": "guard", "route_prefix": "/", "import_path": "deployments.app:build"}
+    brought = {"runtime_env": {"working_dir": (folder / "bundle.zip").as_uri()}}
+    guard = {"name": "guard", "route_prefix": "/", "import_path": "deployments.app:build", **brought}
     told = {"name": "guard-metrics", "route_prefix": "/metrics", "import_path": "deployments.app:build_metrics"}
-    args = {"replicas": 2, "models": [{"artifact": str(artifact), "name": "hand"}], **metrics}
+    args = {"replicas": 2, "models": [{"artifact": "hand"}], **metrics}
     live = [{"name": "classifier", "user_config": {"hand": model}}] if model else []
     document = {
         "proxy_location": "EveryNode",
