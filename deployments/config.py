@@ -46,7 +46,9 @@ class Live(Settings):
 
 
 class Limits(Settings):
-    """The most that one request, and one queue, may hold. decoded_pixels: of all its image files together."""
+    """The most that one request, and one queue, may hold. body_bytes: of a request's body. images: in a request.
+    decoded_pixels: of all its image files together. queued_images: of all requests that wait in a replica.
+    """
 
     body_bytes: int = Field(default=16 * 2**20, ge=1)
     images: int = Field(default=128, ge=1)
@@ -58,13 +60,13 @@ class ModelConfig(Live):
     """One artifact under one name.
 
     artifact: the folder that ``guard fit`` wrote. name: the model's name in routes and metrics (default: the
-    folder's name). device: cpu, or cuda where there is one. max_batch_size: images that run at once; a request is
-    never split. threads: 2 runs both networks of a request at the same time, 1 one after the other; auto is 2 where
-    the replica may use two cores of a CPU. corrected_deadline_s: the corrected network counts as failed after this
-    long (None: never). revision: any text; a change of it loads the artifact again, though its path and version are the
-    same. stuck_after_s: a pass that takes longer makes the replica unhealthy. upstream: where the
-    original network runs, if it is not to run here. events: where flagged requests are told of (None: nowhere).
-    quarantine: where flagged images are kept (None: nowhere).
+    folder's name). version: in routes and answers. device: cpu, or cuda where there is one. max_batch_size: images
+    that run at once; a request is never split. threads: 2 runs both networks of a request at the same time, 1 one
+    after the other; auto is 2 where the replica may use two cores of a CPU. corrected_deadline_s: the corrected
+    network counts as failed after this long (None: never). revision: any text; a change of it loads the artifact
+    again, though its path and version are the same. stuck_after_s: a pass that takes longer makes the replica
+    unhealthy. upstream: where the original network runs, if it is not to run here. events: where flagged requests
+    are told of (None: nowhere). quarantine: where flagged images are kept (None: nowhere).
     """
 
     artifact: Path
@@ -98,7 +100,9 @@ SWITCHABLE = {*Live.model_fields, "artifact", "version", "revision"}
 
 
 class GrpcSettings(Settings):
-    """Where gRPC is served, by every replica of a node itself."""
+    """Where gRPC is served, by every replica of a node itself. host: the address that it listens at. port: which the
+    replicas of a node share.
+    """
 
     host: str = "127.0.0.1"
     port: int = Field(default=8001, ge=1, le=65535)

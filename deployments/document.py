@@ -27,8 +27,10 @@ BUILD, BUILD_METRICS = "deployments.app:build", "deployments.app:build_metrics"
 
 
 class HttpOptions(Settings):
-    """Where HTTP is served. request_timeout_s: a request that takes longer gets status 408. ssl_*: files in PEM, for
-    HTTPS."""
+    """Where HTTP is served. host: the address that it listens at. port: of every node. request_timeout_s: a request
+    that takes longer gets status 408. root_path: in front of every route. keep_alive_timeout_s: how long a connection
+    without a request stays open. ssl_*: files in PEM, for HTTPS.
+    """
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
@@ -42,7 +44,11 @@ class HttpOptions(Settings):
 
 
 class Application(Settings):
-    """One Serve application. ``args`` of the guard's own are `ServeConfig`; those of others are theirs."""
+    """One Serve application. name: unlike the others'. route_prefix: where it is mounted (None: nowhere). import_path:
+    module:function, which makes it. args: what the function gets; the guard's are `ServeConfig`. runtime_env: Ray's,
+    of its replicas; a working_dir is brought to every node. deployments: Serve's settings of each, user_config among
+    them. autoscaling_policy: Serve's. external_scaler_enabled: Serve's.
+    """
 
     name: str
     route_prefix: str | None = "/"
@@ -55,7 +61,10 @@ class Application(Settings):
 
 
 class Document(Settings):
-    """The whole file. proxy_location: the nodes that listen."""
+    """The whole file. proxy_location: the nodes that listen. http_options: how. grpc_options: of Serve's own gRPC
+    proxy, which the guard does without. logging_config: Serve's. target_capacity: Serve's. applications: the
+    guard's, its metrics', and any others.
+    """
 
     proxy_location: Literal["Disabled", "HeadOnly", "EveryNode"] = "EveryNode"
     http_options: HttpOptions = Field(default_factory=HttpOptions)

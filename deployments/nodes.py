@@ -110,4 +110,5 @@ def _with_replicas() -> set[str]:
     details: dict[str, Any] = cast(Any, _get_global_client()).get_serve_details()
     here = ray.get_runtime_context().get_node_id()
     deployments = [one for app in details["applications"].values() for one in app["deployments"].values()]
-    return {str(replica["node_id"]) for one in deployments for replica in one["replicas"]} - {here, "None"}
+    nodes = {replica.get("node_id") for one in deployments for replica in one["replicas"]}  # none while it starts
+    return {str(node) for node in nodes if node is not None} - {here}

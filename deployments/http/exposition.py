@@ -1,4 +1,4 @@
-"""``/metrics``: what all replicas of this node counted, merged, in the Prometheus text format.
+"""``/metrics``: what all replicas of all nodes counted, merged, in the Prometheus text format.
 
 Its own small application, without torch and beside the classifier, so that load on the one cannot block the other.
 Where there are API keys, it takes one of the role administration.

@@ -118,9 +118,10 @@ def _paths(offers: Sequence[Offer], secured: bool) -> dict[str, Any]:
         "/guard/": get("page_slash", "The same", page, role=None),
         "/metrics": get(
             "metrics",
-            "What all replicas of this node counted",
+            "What all replicas counted",
             {200: _content("text/plain", "Prometheus text format.")},
             role="administration",
+            errors=(503,),
         ),
     }
     for suffix, base, parameters in (

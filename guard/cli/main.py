@@ -91,6 +91,7 @@ def main() -> None:
 @weights_option
 @click.option(
     "--method",
+    type=click.Choice(["mmdf", "bna"]),
     default="mmdf",
     show_default=True,
     help="mmdf: the margin change, on every image. bna: scans for a backdoor, and a corrected network decides again "
@@ -118,9 +119,10 @@ def main() -> None:
 @click.option(
     "--null",
     "law",
+    type=click.Choice(["exponential", "pareto", "conformal", "gaussian"]),
     default="exponential",
     show_default=True,
-    help="Law of clean scores: exponential, pareto, conformal, gaussian.",
+    help="Law of clean scores.",
 )
 @click.option(
     "--start",
