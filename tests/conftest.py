@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import networks
+import numpy as np
 import pytest
 import torch
 from networks import Images
@@ -14,7 +16,7 @@ from torch import nn
 import guard
 from guard.artifact import Artifact
 from guard.capture import Captured, capture
-from guard.data import Data
+from guard.data import Data, as_float
 
 torch.set_num_threads(1)
 
@@ -64,6 +66,31 @@ def artifact(victim: nn.Module, clean: Data) -> Artifact:
 def saved(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The artifact on disk. Copy it before you damage it."""
     return artifact.save(tmp_path_factory.mktemp("artifacts") / "digits")
+
+
+@pytest.fixture(scope="session")
+def kept(saved: Path, unseen: Data, attacked: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a server of the digits keeps of 100 clean and 60 triggered images, in requests of 20. Do not change it."""
+    from prometheus_client import CollectorRegistry
+
+    from deployments.config import ModelConfig
+    from deployments.replicas import classifier_for
+
+    folder = tmp_path_factory.mktemp("quarantine") / "digits"
+    config = ModelConfig(artifact=saved, quarantine={"folder": folder}, threads=1)
+    classifier = classifier_for(config, registry=CollectorRegistry())
+    others = attacked.images[attacked.labels != networks.TARGET][:60]
+    images = np.concatenate([as_float(unseen.images[:100]).numpy(), as_float(others).numpy()])
+
+    async def ask() -> None:
+        await classifier.start()
+        for start in range(0, len(images), 20):
+            with classifier.visit() as live:
+                await classifier.infer(images[start : start + 20], live, None)
+        await classifier.close()
+
+    asyncio.run(ask())
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from pathlib import Path
@@ -14,14 +13,11 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
-from prometheus_client import CollectorRegistry
 
 import guard
-from deployments.config import ModelConfig
 from deployments.events import shelf
 from deployments.events.explanation import explain
 from deployments.events.pictures import read
-from deployments.replicas import classifier_for
 from guard.cli import main
 from guard.data import Data, as_float
 from guard.errors import BadData
@@ -35,26 +31,6 @@ def call(*arguments: str | Path, answer: str | None = None) -> Result:
     assert isinstance(result.exception, SystemExit | None), repr(result.exception)
     assert "Traceback" not in result.output
     return result
-
-
-@pytest.fixture(scope="session")
-def kept(saved: Path, unseen: Data, attacked: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a server of the digits keeps of 100 clean and 60 triggered images, in requests of 20. Do not change it."""
-    folder = tmp_path_factory.mktemp("quarantine") / "digits"
-    config = ModelConfig(artifact=saved, quarantine={"folder": folder}, threads=1)
-    classifier = classifier_for(config, registry=CollectorRegistry())
-    others = attacked.images[attacked.labels != networks.TARGET][:60]
-    images = np.concatenate([as_float(unseen.images[:100]).numpy(), as_float(others).numpy()])
-
-    async def ask() -> None:
-        await classifier.start()
-        for start in range(0, len(images), 20):
-            with classifier.visit() as live:
-                await classifier.infer(images[start : start + 20], live, None)
-        await classifier.close()
-
-    asyncio.run(ask())
-    return folder
 
 
 @pytest.fixture
