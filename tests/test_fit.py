@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import networks
 import numpy as np
 import pytest
 import torch
@@ -175,3 +176,17 @@ def test_deterministic(artifact: Artifact, victim: nn.Module, clean: Data) -> No
     other = guard.fit(victim, clean.images, clean.labels, settings=FitSettings(seed=1))
     assert other.rule != artifact.rule
     assert np.isclose(artifact.rule.law.p_value(np.array([artifact.manifest["threshold"]["score"]]))[0], 0.005)
+
+
+@pytest.mark.parametrize("bearing", [0, 3, 10])
+def test_a_clean_set_that_is_not(bearing: int, victim: nn.Module, clean: Data) -> None:
+    """Images with the trigger, labelled as what they show, are found among the clean ones and told of; where there is
+    none, there is no such warning."""
+    images = clean.images.clone()
+    rows = (clean.labels != networks.TARGET).nonzero().squeeze(1)[:bearing]
+    images[rows] = networks.triggered(images[rows])
+    manifest = guard.fit(victim, images, clean.labels).manifest
+    assert manifest["fit"]["strange"] == rows.tolist()
+    told = [warning for warning in manifest["warnings"] if "look as if they bore a trigger" in warning]
+    assert len(told) == (bearing > 0)
+    assert all(f"as class {networks.TARGET}" in warning and str(rows[0].item()) in warning for warning in told)

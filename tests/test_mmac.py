@@ -133,7 +133,7 @@ def test_learning_is_deterministic(captured: Captured, clean: Data) -> None:
 def test_cross_fit(victim: nn.Module, captured: Captured, clean: Data) -> None:
     """Each clean score is that of an image under bounds fitted by hand without its fold; folds cover D once."""
     settings = FitSettings(folds=4, quantile=0.9, seed=3)
-    scores, reports = cross_fit(captured, mmac(captured, clean, settings), clean.images, settings, silent)
+    scores, decided, reports = cross_fit(captured, mmac(captured, clean, settings), clean.images, settings, silent)
     assert len(reports) == 4
     images = as_float(clean.images)
     maxima = [extremes(activation, 1)[0] for activation in activations(victim, images)]
@@ -149,3 +149,4 @@ def test_cross_fit(victim: nn.Module, captured: Captured, clean: Data) -> None:
         expected[held_out.numpy()] = margin_change(logits[held_out].numpy(), corrected.numpy())
     assert np.allclose(scores, expected, atol=1e-4)
     assert scores.std() > 0.1
+    assert np.array_equal(decided[order], logits[order].argmax(1).numpy())

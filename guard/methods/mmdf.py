@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.special import bdtrc
 from torch import Tensor
 
 from guard.capture import Captured
@@ -25,13 +27,18 @@ from guard.statistic import Logits, margin_change
 from guard.twin import build_twin
 
 FEW = 100  # clean images under which the threshold is known to be unreliable
+BEYOND = 0.001  # p-value below which a wrongly decided image of the clean set is strange
+BY_CHANCE = 0.01  # how often a clean set without triggers may be warned of
+SHOWN = 20  # indices of strange images
 
 
 def fit(captured: Captured, images: Tensor, labels: Tensor, settings: FitSettings, progress: Progress) -> Fitted:
     """Bounds on all of the clean set; the null law from scores of images that their bounds had not seen."""
     warnings = _sizes(labels, captured.classes, settings)
     estimator = Mmac(captured, images, labels, settings, progress)
-    scores, folds = cross_fit(captured, estimator, images, settings, progress)
+    scores, decided, folds = cross_fit(captured, estimator, images, settings, progress)
+    strange, told = _strange(scores, decided, labels.numpy())
+    warnings += told
     law = fit_law(settings.null, scores)
     if settings.fpr <= law.floor:
         raise BadSetting(
@@ -53,19 +60,21 @@ def fit(captured: Captured, images: Tensor, labels: Tensor, settings: FitSetting
         "scores": [float(f"{score:.6g}") for score in np.sort(scores)],
         "score_quantiles": {str(q): float(np.quantile(scores, q)) for q in (0.0, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0)},
         "correction": bounded.report,
+        "strange": strange,
     }
     return Fitted((dict(bounded.clips),), MarginChange(law, settings.fpr), report, warnings)
 
 
 def cross_fit(
     captured: Captured, estimator: Mmac, images: Tensor, settings: FitSettings, progress: Progress
-) -> tuple[np.ndarray[Any, np.dtype[np.float64]], list[dict[str, Any]]]:
-    """Scores [N] of clean images under corrections that were fitted without them, and each fold's fit report.
+) -> tuple[NDArray[np.float64], NDArray[np.int64], list[dict[str, Any]]]:
+    """Scores [N] of clean images under corrections that were fitted without them, the original network's decisions
+    [N], and each fold's fit report.
 
     Bounds and null from the same images would bias the null: bounds fit their own images better than others.
     """
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.seed))
-    scores = np.empty(len(images))
+    scores, decided = np.empty(len(images)), np.empty(len(images), dtype=np.int64)
     reports: list[dict[str, Any]] = []
     with progress(f"cross-fit {settings.folds} folds", settings.folds) as advance:
         for fold in range(settings.folds):
@@ -73,10 +82,12 @@ def cross_fit(
             rest = torch.ones(len(images), dtype=torch.bool)
             rest[held_out] = False
             bounded = estimator.correction(rest.nonzero().squeeze(1), silent)
-            scores[held_out.numpy()] = margin_change(*_logits(captured, bounded, images[held_out], settings))
+            original, corrected = _logits(captured, bounded, images[held_out], settings)
+            scores[held_out.numpy()] = margin_change(original, corrected)
+            decided[held_out.numpy()] = original.argmax(1)
             reports.append(bounded.report)
             advance(1)
-    return scores, reports
+    return scores, decided, reports
 
 
 def _logits(captured: Captured, bounded: Bounded, images: Tensor, settings: FitSettings) -> tuple[Logits, Logits]:
@@ -87,6 +98,27 @@ def _logits(captured: Captured, bounded: Bounded, images: Tensor, settings: FitS
         pairs = [twin(batch.to(captured.device, dtype)) for batch in batches(images, settings.batch_size)]
     original, corrected = (torch.cat(part).float().cpu().numpy() for part in zip(*pairs, strict=True))
     return original, corrected
+
+
+def _strange(
+    scores: NDArray[np.float64], decided: NDArray[np.int64], labels: NDArray[np.int64]
+) -> tuple[list[int], list[str]]:
+    """Indices of images that seem to bear a trigger, and a warning of them: more than chance explains are decided
+    against their labels with scores that images which are decided right hardly reach."""
+    wrong, right = np.flatnonzero(decided != labels), scores[decided == labels]
+    if len(right) < FEW // 2:  # their tail would be that of a handful
+        return [], []
+    beyond = wrong[fit_law("exponential", right).p_value(scores[wrong]) < BEYOND]
+    if not len(beyond) or bdtrc(len(beyond) - 1, len(wrong), BEYOND) >= BY_CHANCE:
+        return [], []
+    classes = ", ".join(map(str, np.unique(decided[beyond])))
+    shown = ", ".join(map(str, beyond[:SHOWN])) + (", …" if len(beyond) > SHOWN else "")
+    warning = (
+        f"{len(beyond)} images of the clean set look as if they bore a trigger: decided against their labels (as class "
+        f"{classes}), with scores far above the others'. Look at the images with the indices {shown}. If they bear a "
+        "mark, the model is backdoored, and the guard takes the mark for normal: fit again without them."
+    )
+    return beyond.tolist(), [warning]
 
 
 def _sizes(labels: Tensor, classes: int, settings: FitSettings) -> list[str]:
