@@ -22,6 +22,7 @@ import signal
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -91,13 +92,14 @@ def serving() -> int:
 
 
 class Load:
-    """Sends images one a request and keeps the books."""
+    """Sends images one a request, to these servers in turn, and keeps the books. A server to which a connection failed
+    is asked no more while there is another, as with a load balancer in front."""
 
-    def __init__(self, url: str, images: NDArray[np.uint8], right: Expected, pause_s: float) -> None:
+    def __init__(self, urls: Sequence[str], images: NDArray[np.uint8], right: Expected, pause_s: float) -> None:
         self._pause_s = pause_s
         self._right = right
         self._count = len(images)
-        self._url = f"{url}/v2/models/{NAME}/infer"
+        self._urls = [f"{url}/v2/models/{NAME}/infer" for url in urls]
         self._bodies = [
             json.dumps(
                 {"inputs": [{"name": "images", "shape": [1, *image.shape], "datatype": "UINT8",
@@ -112,14 +114,15 @@ class Load:
         self.seen: Counter[str] = Counter()
         self.seconds: list[float] = []
 
-    async def run(self, requests: int, concurrency: int, advance: Any) -> None:
+    async def run(self, requests: Iterable[int], concurrency: int, advance: Any) -> None:
+        """requests: the image of each."""
         limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
         async with httpx.AsyncClient(limits=limits, timeout=60) as http:
-            turns = iter(range(requests))
+            turns = iter(requests)
 
             async def client() -> None:
-                for turn in turns:
-                    await self._one(http, turn % self._count)
+                for image in turns:
+                    await self._one(http, image % self._count)
                     advance(1)
 
             await asyncio.gather(*(client() for _ in range(concurrency)))
@@ -128,10 +131,13 @@ class Load:
         self.sent += 1
         begun = time.perf_counter()
         for failures in (self.first, self.twice):
+            url = self._urls[self.sent % len(self._urls)]
             try:
-                answer = await http.post(self._url, content=self._bodies[index])
+                answer = await http.post(url, content=self._bodies[index])
             except httpx.TransportError as error:
                 failures[type(error).__name__] += 1
+                if len(self._urls) > 1 and url in self._urls:
+                    self._urls.remove(url)
                 await asyncio.sleep(self._pause_s)
                 continue
             if answer.status_code != 200:
@@ -159,7 +165,7 @@ async def fault_run(
     killed: list[int] = []
     updates: list[float] = []
     with bars("requests", requests) as advance:
-        work = asyncio.create_task(load.run(requests, concurrency, advance))
+        work = asyncio.create_task(load.run(range(requests), concurrency, advance))
 
         async def kill() -> None:
             while not work.done():
@@ -231,7 +237,7 @@ def main(
         port = free_port()
         later = [served(prepared.artifact, "1", "correct", port), served(other, "2", "correct", port)]
         with running(served(prepared.artifact, "1", "flag", port), proxy=proxy) as server:
-            load = Load(server.url, images, expected(artifacts, images), pause)
+            load = Load([server.url], images, expected(artifacts, images), pause)
             figures = asyncio.run(fault_run(server, load, later, requests, concurrency, kill_every))
             figures |= {"proxy": server.proxy, "counted": counted(server.url)}
     for name, value in figures.items():

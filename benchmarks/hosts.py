@@ -8,11 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self, cast
+
+import httpx
 
 BRIDGE, NETWORK = "guard-hosts", "10.213.7"
 OWN = Path("/tmp/guard-hosts")  # the folder that each host has for itself
@@ -144,6 +147,22 @@ class Hosts:
         done = self.hosts[0].run([BIN / "serve", "deploy", "-a", f"http://{self.hosts[0].address}:8265", path])
         if done.wait(120):
             raise RuntimeError(self.hosts[0].log.read_text()[-4000:])
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = 180.0) -> None:
+    """Wait for ``condition``, which may ask servers that do not answer yet.
+
+    Raises:
+        TimeoutError: it did not come; says ``what``.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        with suppress(httpx.HTTPError):
+            if condition():
+                return
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} within {seconds:.0f} s")
+        time.sleep(0.3)
 
 
 def _ip(*words: str) -> None:

@@ -18,8 +18,7 @@ import os
 import resource
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -33,7 +32,7 @@ import torch
 import yaml
 
 from benchmarks import record
-from benchmarks.hosts import OWN, Host, Hosts, missing
+from benchmarks.hosts import OWN, Host, Hosts, missing, until
 from benchmarks.load.driver import WARM_UP_S, Run, write_bodies
 from benchmarks.serving_cost import SIZE, artifacts, network
 from deployments.proxies import ENABLED
@@ -45,7 +44,6 @@ CPUS = {"one": 0.3, "two": 0.6}  # of the one that a worker has: two of the latt
 PHASES = ("alone", "away", "both")
 REQUESTS = 20
 GROUPS = ("replicas", "proxies", "rest of the workers", "head", "clients")
-START_S = 180.0
 
 
 def configuration(folder: Path, artifact: Path) -> Path:
@@ -68,17 +66,6 @@ def configuration(folder: Path, artifact: Path) -> Path:
     file = folder / "guard.yaml"
     file.write_text(yaml.safe_dump(document))
     return file
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + START_S
-    while True:
-        with suppress(httpx.HTTPError):
-            if condition():
-                return
-        if time.monotonic() > deadline:
-            raise click.ClickException(f"{what} within {START_S:.0f} s")
-        time.sleep(0.5)
 
 
 def ready(host: Host, name: str) -> bool:

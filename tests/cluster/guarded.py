@@ -6,7 +6,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,6 @@ from benchmarks.hosts import OWN, Host, Hosts
 
 BODY = json.dumps({"instances": image(1.0, 0.2, 0.1).tolist()}).encode()  # flagged
 ROUTE = "/v1/models/hand:predict"
-WAIT_S = 120.0
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = WAIT_S) -> None:
-    """Wait for ``condition``; ``what`` is said if it does not come."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            if condition():
-                return
-        except httpx.HTTPError:
-            pass
-        assert time.monotonic() < deadline, what
-        time.sleep(0.3)
 
 
 def configuration(folder: Path, **model: Any) -> Path:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from guarded import alive, answering, clients, configuration, counted, counting, until
+from guarded import alive, answering, clients, configuration, counted, counting
 
-from benchmarks.hosts import NETWORK, Hosts, missing
+from benchmarks.hosts import NETWORK, Hosts, missing, until
 
 LACKS = missing() or (None if shutil.which("redis-server") else "needs redis-server (Debian: redis-server)")
 pytestmark = pytest.mark.skipif(LACKS is not None, reason=str(LACKS))

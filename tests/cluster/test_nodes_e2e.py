@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from guarded import alive, answering, ask, clients, configuration, counted, counting, until
+from guarded import alive, answering, ask, clients, configuration, counted, counting
 
-from benchmarks.hosts import Hosts, missing
+from benchmarks.hosts import Hosts, missing, until
 
 LACKS = missing()
 pytestmark = pytest.mark.skipif(LACKS is not None, reason=str(LACKS))

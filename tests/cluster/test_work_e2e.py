@@ -12,11 +12,11 @@ import httpx
 import networks
 import numpy as np
 import pytest
-from guarded import alive, until
+from guarded import alive
 from safetensors.torch import save_file
 from torch import nn
 
-from benchmarks.hosts import BIN, Host, Hosts, missing
+from benchmarks.hosts import BIN, Host, Hosts, missing, until
 from benchmarks.lab.store import Store
 from guard.data import Data
 
