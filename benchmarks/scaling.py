@@ -8,8 +8,10 @@ flag) with one replica, and with two, one a machine. Locust asks, as fast as ans
 request, so that its own work is small: ``alone`` the one replica; ``away`` the same one by the address of the other
 machine, whose proxy passes requests on; ``both`` the two replicas, half of the clients at each machine's address.
 
-Clients and head share the two cores with the workers. So ``cores``, processor time by who took it (seconds a second),
-tells what the ratio of throughputs (`scaling`, within a round: median, least, largest) leaves open.
+Clients and head share the two cores with the workers, and two busy cores are not twice one: `machine` is by how much
+more the bare network runs in a process on each core than in one, afterwards and without any server. `scaling` is the
+ratio of throughputs, both over alone (within a round: median, least, largest), ``cores`` processor time by who took it
+(seconds a second).
 """
 
 from __future__ import annotations
@@ -17,13 +19,15 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import click
 import httpx
@@ -43,6 +47,23 @@ REPLICAS = {"one": 1, "two": 2}
 CPUS = {"one": 0.3, "two": 0.6}  # of the one that a worker has: two of the latter find room on two workers only
 PHASES = ("alone", "away", "both")
 REQUESTS = 20
+BUSY = """
+import sys, time
+import torch
+from benchmarks.serving_cost import network
+torch.set_num_threads(1)
+model, images = network()
+batch = images[:int(sys.argv[1])]
+with torch.inference_mode():
+    model(batch)
+    print(flush=True)
+    sys.stdin.readline()
+    end, passes = time.perf_counter() + float(sys.argv[2]), 0
+    while time.perf_counter() < end:
+        model(batch)
+        passes += 1
+print(passes)
+"""
 GROUPS = ("replicas", "proxies", "rest of the workers", "head", "clients")
 
 
@@ -130,6 +151,32 @@ def measure(hosts: Hosts, phase: str, runs: Sequence[Run], *, clients: int, seco
     }
 
 
+def machine(images: int, seconds: float) -> float:
+    """By how much more the bare network runs on two cores at once than on one."""
+    passes = []
+    for cores in ((0,), (0, 1)):
+        running = [
+            subprocess.Popen(
+                ["taskset", "--cpu-list", str(core), sys.executable, "-c", BUSY, str(images), str(seconds)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=record.ROOT,
+            )
+            for core in cores
+        ]  # fmt: skip
+        for one in running:
+            cast(IO[str], one.stdout).readline()
+        passes.append(sum(int(told) for told in _together(running)))
+    return passes[1] / passes[0]
+
+
+def _together(running: Sequence[subprocess.Popen[str]]) -> list[str]:
+    """Let them begin at once; what they print."""
+    for one in running:
+        stdin = cast(IO[str], one.stdin)
+        stdin.write("\n")
+        stdin.flush()
+    return [one.communicate()[0] for one in running]
+
+
 def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians over the rounds, and the ratios of throughputs within them."""
     rows = {
@@ -141,8 +188,12 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         }
         for phase in PHASES
     }
-    scaling = sorted(one["both"]["images_a_second"] / one["alone"]["images_a_second"] for one in rounds)
-    return {"rows": rows, "scaling": [float(np.median(scaling)), scaling[0], scaling[-1]], "rounds": rounds}
+    ratios = {
+        "scaling": sorted(one["both"]["images_a_second"] / one["alone"]["images_a_second"] for one in rounds),
+        "machine": sorted(one["machine"] for one in rounds),
+    }
+    spread = {name: [float(np.median(found)), found[0], found[-1]] for name, found in ratios.items()}
+    return {"rows": rows, **spread, "rounds": rounds}
 
 
 @click.command(help=__doc__)
@@ -190,6 +241,8 @@ def main(seconds: float, rounds: int, clients: int, images: int, json_path: Path
                         one[phase] = measure(hosts, phase, to, clients=clients, seconds=seconds, images=images)
                         step(1)
                     found.append(one)
+        for one in found:  # the servers are gone
+            one["machine"] = machine(images, seconds)
     figures = summary(found)
     click.echo(f"{'':6} {'images/s':>9} {'p50':>8} {'p99':>8} {'failed':>6}   cores: {', '.join(GROUPS)}")
     for phase, row in figures["rows"].items():
@@ -197,6 +250,7 @@ def main(seconds: float, rounds: int, clients: int, images: int, json_path: Path
         rate = f"{row['images_a_second']:9.1f} {row['p50']:5.0f} ms {row['p99']:5.0f} ms"
         click.echo(f"{phase:6} {rate} {row['failed']:6}   {cores_of}")
     click.echo("both over alone: {:.2f} ({:.2f} to {:.2f})".format(*figures["scaling"]))
+    click.echo("the network alone, two cores over one: {:.2f} ({:.2f} to {:.2f})".format(*figures["machine"]))
     record.write(json_path, clients=clients, images=images, **figures)
 
 
