@@ -82,6 +82,20 @@ def load_data(source: str, *, size: tuple[int, int] | None = None) -> Data:
     )
 
 
+def load_images(source: str, *, size: tuple[int, int] | None = None) -> tuple[Tensor, tuple[str, ...] | None]:
+    """Images [N, C, H, W] for what needs no labels, and the names of their files: a folder of image files, or what
+    `load_data` takes (without names).
+
+    Raises:
+        BadData: what was found instead, and the remedy.
+    """
+    path = Path(source)
+    files = _image_files(path) if path.is_dir() else []
+    if not files:
+        return load_data(source, size=size).images, None
+    return _stack([(str(file), _decoded(file, size)) for file in files]), tuple(file.name for file in files)
+
+
 def check_images(given: Any, spec: InputSpec | None = None) -> Tensor:
     """Images as a tensor [N, C, H, W], uint8 or float32 in [0, 1], of the model's shape if ``spec`` is given.
 
@@ -187,19 +201,27 @@ def _folder(path: Path, size: tuple[int, int] | None) -> Data:
         )
     arrays, labels = [], []
     for label, folder in enumerate(folders):
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+        files = _image_files(folder)
         if not files:
             raise BadData(
                 f"data: the class folder {folder} holds no image ({', '.join(sorted(SUFFIXES))}).", field="data"
             )
-        for file in files:
-            try:
-                with Image.open(file) as image:
-                    arrays.append((str(file), _pixels(upright(image, "RGB"), size)))
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                raise BadData(f"data: {file} cannot be decoded: {error}.", field="data") from error
-            labels.append(label)
+        arrays += [(str(file), _decoded(file, size)) for file in files]
+        labels += [label] * len(files)
     return Data(_stack(arrays), torch.tensor(labels), tuple(folder.name for folder in folders), str(path))
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in SUFFIXES)
+
+
+def _decoded(file: Path, size: tuple[int, int] | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """uint8 [C, H, W]."""
+    try:
+        with Image.open(file) as image:
+            return _pixels(upright(image, "RGB"), size)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadData(f"data: {file} cannot be decoded: {error}.", field="data") from error
 
 
 def _torchvision(source: str, size: tuple[int, int] | None) -> Data:

@@ -65,7 +65,7 @@ def evaluate(
     begun = time.perf_counter()
     count = len(guard.classes)
     clean_labels = check_labels(clean.labels, len(clean), count)
-    verdict = run(guard, clean, batch_size=batch_size, progress=progress, what="clean images")
+    verdict = run(guard, clean.images, batch_size=batch_size, progress=progress, what="clean images")
     hit = _shares(verdict, clean_labels)
     fpr = float(verdict.flagged.double().mean())
     figures: dict[str, Any] = {
@@ -100,7 +100,7 @@ def evaluate(
             raise BadSetting("target: all triggered images are of the target class; ASR is undefined.", field="target")
         labels, wanted = labels[rows], wanted[rows]
         attacked = Data(triggered.images[rows], labels, triggered.classes, triggered.source)
-        bearing = run(guard, attacked, batch_size=batch_size, progress=progress, what="triggered images")
+        bearing = run(guard, attacked.images, batch_size=batch_size, progress=progress, what="triggered images")
         successful = bearing.label == wanted
         for name, value in _shares(bearing, wanted).items():
             figures[name]["asr"] = value
@@ -118,9 +118,9 @@ def evaluate(
     return Evaluation(figures, verdict, bearing, successful)
 
 
-def run(guard: Guard, data: Data, *, batch_size: int, progress: Progress, what: str) -> Verdict:
-    """The verdict on every image."""
-    images = check_images(data.images, guard.spec)
+def run(guard: Guard, images: Tensor, *, batch_size: int, progress: Progress, what: str) -> Verdict:
+    """The verdict on every image [N, C, H, W]."""
+    images = check_images(images, guard.spec)
     verdicts = []
     with progress(f"run {len(images)} {what}", len(images)) as advance:
         for batch in batches(images, batch_size):

@@ -154,6 +154,21 @@ def test_score(files: Files, made: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_score_of_a_folder(files: Files, made: Path, tmp_path: Path) -> None:
+    """Images as people find them, without classes: the same verdicts, by the names of their files."""
+    folder, out = tmp_path / "suspects", tmp_path / "scores.csv"
+    folder.mkdir()
+    images = guard.load_data(files.attacked).images[:5]
+    for number, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
+    (folder / "notes.txt").write_text("found on Monday")
+    assert call("score", str(made), str(folder), "--out", str(out)).exit_code == 0
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == [f"{number}.png" for number in range(5)]
+    assert [int(row["flagged"]) for row in rows] == guard.load(made)(images).flagged.int().tolist()
+
+
 def test_fit_options(files: Files, tmp_path: Path) -> None:
     """Every option of `fit` reaches the manifest."""
     result = fit(

@@ -287,25 +287,30 @@ def evaluate(
 @size_option
 @device_option
 def score(artifact: str, data: str, out: Path, size: Any, device: str | None) -> None:
-    """Score each image of DATA, as CSV.
+    """Score each image of DATA, as CSV. A folder of image files will do: labels are not needed.
 
-    Columns: index, label, corrected_label, score, p_value (empty where the method has none), flagged.
+    Columns: index, label, corrected_label, score, p_value (empty where the method has none), flagged; of a folder of
+    image files also file.
     """
     import guard
+    from guard.data import load_images
     from guard.evaluation import run
     from guard.progress import bars
 
     loaded = guard.load(artifact, device=pick_device(device))
-    verdict = run(loaded, guard.load_data(data, size=size), batch_size=64, progress=bars, what="images")
+    images, names = load_images(data, size=size)
+    verdict = run(loaded, images, batch_size=64, progress=bars, what="images")
     draft = out.with_name(f".{out.name}.part")
     with draft.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["index", "label", "corrected_label", "score", "p_value", "flagged"])
+        of_files = ["file"] if names else []
+        writer.writerow(["index", "label", "corrected_label", "score", "p_value", "flagged", *of_files])
         p_values = None if verdict.p_value is None else verdict.p_value.tolist()
         columns = (verdict.label, verdict.corrected_label, verdict.score, verdict.flagged.int())
         for index, row in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
             p_value = "" if p_values is None else f"{p_values[index]:.6g}"
-            writer.writerow([index, row[0], row[1], f"{row[2]:.6g}", p_value, row[3]])
+            name = [names[index]] if names else []
+            writer.writerow([index, row[0], row[1], f"{row[2]:.6g}", p_value, row[3], *name])
     draft.replace(out)
     click.echo(f"{int(verdict.flagged.sum())} of {len(verdict.flagged)} images flagged; written to {out}")
 

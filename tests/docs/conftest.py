@@ -47,8 +47,8 @@ def desk(
     settings = FitSettings(bna=BnaSettings(targets=(networks.TARGET,), restarts=1))
     bna = guard.fit(victim, clean.images, clean.labels, method="bna", settings=settings)
     bna.save(folder / "artifacts" / "badnets-bna")
-    for number, (image, label) in enumerate(zip(attacked.images[:8], attacked.labels.tolist(), strict=False)):
-        _picture(image.numpy(), folder / "suspects" / str(label) / f"{number}.png")
+    for number, image in enumerate(attacked.images[:8]):
+        _picture(image.numpy(), folder / "suspects" / f"{number}.png")
     _picture(unseen.images[0].numpy(), folder / "image.png")
     return folder
 
