@@ -19,6 +19,7 @@ import httpx
 
 BRIDGE, NETWORK = "guard-hosts", "10.213.7"
 OWN = Path("/tmp/guard-hosts")  # the folder that each host has for itself
+MOST = 4  # machines that anything here has at once
 BIN = Path(sys.executable).parent
 FIRST = (
     "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN); print(flush=True); signal.pause()"  # buries others
@@ -115,11 +116,15 @@ class Hosts:
     def __enter__(self) -> Self:
         self.unplug()  # what a test that was killed has left
         OWN.mkdir(exist_ok=True)
-        _ip("link", "add", BRIDGE, "type", "bridge")
-        _ip("addr", "add", f"{NETWORK}.254/24", "dev", BRIDGE)
-        _ip("link", "set", BRIDGE, "up")
-        for host in self.hosts:
-            host.plug_in()
+        try:
+            _ip("link", "add", BRIDGE, "type", "bridge")
+            _ip("addr", "add", f"{NETWORK}.254/24", "dev", BRIDGE)
+            _ip("link", "set", BRIDGE, "up")
+            for host in self.hosts:
+                host.plug_in()
+        except BaseException:
+            self.unplug()
+            raise
         return self
 
     def __exit__(
@@ -128,7 +133,7 @@ class Hosts:
         self.unplug()
 
     def unplug(self) -> None:
-        for host in self.hosts:
+        for host in (*self.hosts, *(Host(number, OWN) for number in range(len(self.hosts) + 1, MOST + 1))):
             host.unplug()
         subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True, check=False)
 

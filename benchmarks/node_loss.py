@@ -9,16 +9,18 @@ tries once more, at the other. Two thirds of the way an attack begins: a share o
 answer is compared with what the library says of the image offline.
 
 answered, wrong, failed first, failed twice: as in ``benchmarks.faults``. counted: requests that /metrics tells of at
-the end, of both machines. evidence: of an attack, as /metrics told it, at most before the attack and at most in all;
+the end, of both machines. evidence: of an attack, as /metrics told it, at most before the attack and at most after;
 alarm_s: from the attack's begin until it stood at the alert's 9.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,10 +87,18 @@ def counted(head: Host) -> float:
 async def loss(hosts: Hosts, load: Load, images: list[int], begins: int, concurrency: int) -> dict[str, Any]:
     """The load, with the power cut and the looks at /metrics beside. begins: the request that begins the attack."""
     head, _, victim = hosts.hosts
-    seen: list[tuple[int, float, float]] = []  # requests sent, when, evidence
-    begun: dict[str, float] = {}
+    seen: list[tuple[float, float]] = []  # when it was there, evidence
+    attack = math.inf
+
+    def turns() -> Iterator[int]:
+        nonlocal attack
+        for number, image in enumerate(images):
+            if number == begins:
+                attack = time.perf_counter()
+            yield image
+
     with bars("requests", len(images)) as advance:
-        work = asyncio.create_task(load.run(images, concurrency, advance))
+        work = asyncio.create_task(load.run(turns(), concurrency, advance))
 
         async def cut() -> None:
             while load.sent < len(images) // 3:
@@ -97,11 +107,8 @@ async def loss(hosts: Hosts, load: Load, images: list[int], begins: int, concurr
 
         async def look() -> None:
             while True:
-                if load.sent >= begins:
-                    begun.setdefault("attack", time.perf_counter())
-                sent = load.sent
                 evidence = await asyncio.to_thread(told, head, "guard_attack_evidence")
-                seen.append((sent, time.perf_counter(), max(evidence.values(), default=0.0)))
+                seen.append((time.perf_counter(), max(evidence.values(), default=0.0)))
                 await asyncio.sleep(0.5)
 
         cutting, looking = asyncio.create_task(cut()), asyncio.create_task(look())
@@ -111,8 +118,9 @@ async def loss(hosts: Hosts, load: Load, images: list[int], begins: int, concurr
         await cutting
         await asyncio.sleep(SETTLED_S)
         looking.cancel()
-    alarms = [when for _, when, evidence in seen if evidence >= ALARM]
-    before = [evidence for sent, _, evidence in seen if sent < begins]
+    before = [evidence for when, evidence in seen if when < attack]
+    after = [(when, evidence) for when, evidence in seen if when >= attack]
+    alarms = [when for when, evidence in after if evidence >= ALARM]
     quantiles = np.quantile(load.seconds, [0.5, 0.99, 1.0]) * 1e3
     return {
         "requests": load.sent,
@@ -123,8 +131,8 @@ async def loss(hosts: Hosts, load: Load, images: list[int], begins: int, concurr
         "seconds": seconds,
         "latency_ms": dict(zip(("p50", "p99", "max"), quantiles.tolist(), strict=True)),
         "counted": await asyncio.to_thread(counted, head),
-        "evidence": {"before": max(before, default=0.0), "most": max(evidence for _, _, evidence in seen)},
-        "alarm_s": alarms[0] - begun["attack"] if alarms else None,
+        "evidence": {"before": max(before, default=0.0), "most": max(evidence for _, evidence in after)},
+        "alarm_s": alarms[0] - attack if alarms else None,
     }
 
 
@@ -137,6 +145,7 @@ async def loss(hosts: Hosts, load: Load, images: list[int], begins: int, concurr
 def main(requests: int, concurrency: int, share: float, pause: float, json_path: Path | None) -> None:
     if (lacks := missing()) is not None:
         raise click.ClickException(lacks)
+    about = record.record()
     os.environ[ENABLED] = "1"
     with tempfile.TemporaryDirectory(prefix="guard-loss-") as scratch:
         folder = Path(scratch)
@@ -157,7 +166,7 @@ def main(requests: int, concurrency: int, share: float, pause: float, json_path:
             for host in workers:
                 until(partial(ready, host), f"{host.name} did not serve")
                 until(partial(counting, host), f"no replica on {host.name}")
-            until(lambda: counted(head) == 0, "no counters")
+            until(lambda: told(head, "guard_requests_total"), "no counters")
             load = Load(
                 [f"http://{host.address}:8000" for host in workers],
                 images,
@@ -170,7 +179,7 @@ def main(requests: int, concurrency: int, share: float, pause: float, json_path:
         click.echo(f"{name:16} {value}")
     for one in load.wrong[:10]:
         click.echo(f"wrong: {one}")
-    record.write(json_path, **figures)
+    record.write(json_path, about, **figures)
     if load.wrong or load.twice or load.answered != requests:
         raise SystemExit(1)
 

@@ -25,11 +25,12 @@ json_option: Callable[..., Any] = click.option(
 )
 
 
-def write(path: Path | None, **figures: Any) -> None:
-    """The figures and where they come from, as JSON; nothing without a path."""
+def write(path: Path | None, about: dict[str, Any] | None = None, **figures: Any) -> None:
+    """The figures and where they come from, as JSON; nothing without a path. about: a `record` that was made before
+    they were measured, with the machine's load as it was then."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record(**figures), indent=1) + "\n")
+        path.write_text(json.dumps((about or record()) | figures, indent=1) + "\n")
 
 
 def record(**figures: Any) -> dict[str, Any]:

@@ -17,11 +17,11 @@ ratio of throughputs, both over alone (within a round: median, least, largest), 
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -37,7 +37,7 @@ import yaml
 
 from benchmarks import record
 from benchmarks.hosts import OWN, Host, Hosts, missing, until
-from benchmarks.load.driver import WARM_UP_S, Run, write_bodies
+from benchmarks.load.driver import Run, write_bodies
 from benchmarks.serving_cost import SIZE, artifacts, network
 from deployments.proxies import ENABLED
 from guard.capture import capture
@@ -47,6 +47,7 @@ REPLICAS = {"one": 1, "two": 2}
 CPUS = {"one": 0.3, "two": 0.6}  # of the one that a worker has: two of the latter find room on two workers only
 PHASES = ("alone", "away", "both")
 REQUESTS = 20
+BEGUN_S = 4.0  # until Locust is there and has warmed up
 BUSY = """
 import sys, time
 import torch
@@ -119,8 +120,8 @@ def cpu(hosts: Hosts, name: str) -> dict[str, float]:
                 group = "rest of the workers"
             found[group] += seconds_of(process)
     found["head"] = sum(map(seconds_of, head.processes()))
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    found["clients"] = used.ru_utime + used.ru_stime
+    clients = [int(one.name) for one in Path("/proc").glob("[0-9]*") if " -m locust " in title(int(one.name))]
+    found["clients"] = sum(map(seconds_of, clients))
     return found
 
 
@@ -134,27 +135,29 @@ def seconds_of(process: int) -> float:
 def measure(hosts: Hosts, phase: str, runs: Sequence[Run], *, clients: int, seconds: float, images: int) -> Any:
     """One phase of one round."""
     name = "two" if phase == "both" else "one"
-    before = cpu(hosts, name)
     with ThreadPoolExecutor(len(runs)) as pool:
         path = f"/{name}/v2/models/{name}/infer"
-        found = list(pool.map(lambda run: run(path, users=clients // len(runs), seconds=seconds), runs))
-    after = cpu(hosts, name)
+        running = [pool.submit(run, path, users=clients // len(runs), seconds=seconds) for run in runs]
+        time.sleep(BEGUN_S)
+        before, begun = cpu(hosts, name), time.perf_counter()
+        time.sleep(seconds - BEGUN_S)
+        after, wall = cpu(hosts, name), time.perf_counter() - begun
+        found = [one.result() for one in running]
     milliseconds = np.concatenate([one["milliseconds"] for one in found])
-    warm = (seconds + WARM_UP_S) / seconds  # processor time is of the warm-up, too
     return {
         "n": len(milliseconds),
         "images_a_second": len(milliseconds) * images / seconds,
         "p50": float(np.quantile(milliseconds, 0.5)),
         "p99": float(np.quantile(milliseconds, 0.99)),
         "failed": sum(len(one["failures"]) for one in found),
-        "cores": {key: (after[key] - before[key]) / (seconds * warm) for key in GROUPS},
+        "cores": {key: (after[key] - before[key]) / wall for key in GROUPS},
     }
 
 
 def machine(images: int, seconds: float) -> float:
     """By how much more the bare network runs on two cores at once than on one."""
-    passes = []
-    for cores in ((0,), (0, 1)):
+    passes: dict[int, list[int]] = {1: [], 2: []}
+    for cores in ((0,), (0, 1), (0, 1), (1,)):  # in this order, so that a machine that slows down counts for both
         running = [
             subprocess.Popen(
                 ["taskset", "--cpu-list", str(core), sys.executable, "-c", BUSY, str(images), str(seconds)],
@@ -164,8 +167,8 @@ def machine(images: int, seconds: float) -> float:
         ]  # fmt: skip
         for one in running:
             cast(IO[str], one.stdout).readline()
-        passes.append(sum(int(told) for told in _together(running)))
-    return passes[1] / passes[0]
+        passes[len(cores)].append(sum(int(told) for told in _together(running)))
+    return sum(passes[2]) / sum(passes[1])
 
 
 def _together(running: Sequence[subprocess.Popen[str]]) -> list[str]:
@@ -197,7 +200,9 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @click.command(help=__doc__)
-@click.option("--seconds", default=10.0, show_default=True, help="Of each measurement.")
+@click.option(
+    "--seconds", type=click.FloatRange(min=2 * BEGUN_S), default=10.0, show_default=True, help="Of each measurement."
+)
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--clients", default=8, show_default=True, help="Closed loop.")
 @click.option("--images", default=8, show_default=True, help="In a request.")
@@ -207,6 +212,7 @@ def main(seconds: float, rounds: int, clients: int, images: int, json_path: Path
         raise click.ClickException(lacks)
     if (cores := os.cpu_count() or 1) < 2:
         raise click.ClickException(f"this machine has {cores} core; two are needed, one for each worker")
+    about = record.record()
     torch.set_num_threads(1)
     os.environ[ENABLED] = "1"
     with tempfile.TemporaryDirectory(prefix="guard-scaling-") as scratch:
@@ -242,7 +248,7 @@ def main(seconds: float, rounds: int, clients: int, images: int, json_path: Path
                         step(1)
                     found.append(one)
         for one in found:  # the servers are gone
-            one["machine"] = machine(images, seconds)
+            one["machine"] = machine(images, seconds / 2)
     figures = summary(found)
     click.echo(f"{'':6} {'images/s':>9} {'p50':>8} {'p99':>8} {'failed':>6}   cores: {', '.join(GROUPS)}")
     for phase, row in figures["rows"].items():
@@ -251,7 +257,7 @@ def main(seconds: float, rounds: int, clients: int, images: int, json_path: Path
         click.echo(f"{phase:6} {rate} {row['failed']:6}   {cores_of}")
     click.echo("both over alone: {:.2f} ({:.2f} to {:.2f})".format(*figures["scaling"]))
     click.echo("the network alone, two cores over one: {:.2f} ({:.2f} to {:.2f})".format(*figures["machine"]))
-    record.write(json_path, clients=clients, images=images, **figures)
+    record.write(json_path, about, clients=clients, images=images, **figures)
 
 
 if __name__ == "__main__":

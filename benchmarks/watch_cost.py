@@ -126,6 +126,7 @@ def _timed(seconds: dict[str, list[float]], name: str, what: Callable[[], Any]) 
 @click.option("--repeat", default=5, show_default=True)
 @record.json_option
 def main(nodes: str, replicas: str, repeat: int, json_path: Path | None) -> None:
+    about = record.record()
     cases = [(int(count), int(each)) for count in nodes.split(",") for each in replicas.split(",")]
     rows = []
     with tempfile.TemporaryDirectory(prefix="guard-nodes-") as scratch, bars("nodes and replicas", len(cases)) as step:
@@ -138,7 +139,7 @@ def main(nodes: str, replicas: str, repeat: int, json_path: Path | None) -> None
         click.echo(
             f"{row['nodes']:6} {row['replicas']:14} {row['node'] * 1e3:6.1f} ms {row['sent'] / 1e3:6.0f} kB {times}"
         )
-    record.write(json_path, rows=rows)
+    record.write(json_path, about, rows=rows)
 
 
 if __name__ == "__main__":

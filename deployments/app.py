@@ -134,18 +134,25 @@ class MetricsSettings(Settings):
 
 def build(args: dict[str, Any]) -> Application:
     """The classifier's application, from the ``args`` of a configuration file and the environment."""
+    config = checked(BaseConfig, overridden(args, os.environ))
+    for model in config.models:
+        if model.artifact is not None and not model.artifact.is_absolute():
+            _check_brought(model.artifact)
+    return application(config)
+
+
+def _check_brought(artifact: Path) -> None:
+    """A relative path is one in the folder that Ray brings to every node, and goes to."""
     import ray
 
-    config = checked(BaseConfig, overridden(args, os.environ))
-    brought = ray.get_runtime_context().runtime_env.get("working_dir")  # Ray brings it to every node, and goes there
-    for model in config.models:
-        if model.artifact is not None and not model.artifact.is_absolute() and brought is None:
-            raise BadSetting(
-                f"artifact: {model.artifact} is relative: name the folder by a path that is the same on every node, or "
-                "bring it there as the application's runtime_env.working_dir",
-                field="artifact",
-            )
-    return application(config)
+    if not ray.is_initialized() or ray.get_runtime_context().runtime_env.get("working_dir") is None:
+        raise BadSetting(
+            f"artifact: {artifact} is relative: name the folder by a path that is the same on every node, or bring it "
+            "there as the application's runtime_env.working_dir",
+            field="artifact",
+        )
+    if not artifact.is_dir():
+        raise BadSetting(f"artifact: there is no folder {artifact} in the application's working_dir", field="artifact")
 
 
 def application(config: ServeConfig) -> Application:

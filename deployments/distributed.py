@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -24,7 +27,7 @@ from guard.executors import Advance, cores
 W = TypeVar("W")
 C = TypeVar("C")
 R = TypeVar("R")
-DATA = ["results/", "archive/"]  # what lies beside code and is not sent with it
+DATA = ("results", "archive", "__pycache__")  # what lies beside code and is not sent with it
 
 
 class RayExecutor:
@@ -86,11 +89,22 @@ def _chunk(function: Callable[[W, C, Advance], R], work: W, chunk: C) -> tuple[R
 
 
 @contextmanager
+def _code(*modules: ModuleType) -> Iterator[str]:
+    """A folder with these packages. As Ray's working_dir it comes first on every machine, before what lies there."""
+    with tempfile.TemporaryDirectory(prefix="guard-code-") as folder:
+        for module in modules:
+            (source,) = module.__path__
+            shutil.copytree(source, Path(folder) / module.__name__, ignore=shutil.ignore_patterns(*DATA))
+        yield folder
+
+
+@contextmanager
 def session(*more: ModuleType) -> Iterator[Any]:
     """Ray, joined or started; the program's own handlers of signals stay (without one, Ray's ends it cleanly).
 
     A cluster that is joined is sent this very code, of guard, deployments and ``more``, so that all its machines
-    compute the same: they need what it is built on alone.
+    compute the same: they need what it is built on alone. A Ray that the program uses already is taken as it is: its
+    machines need this package.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -101,9 +115,10 @@ def session(*more: ModuleType) -> Iterator[Any]:
     handlers = {name: signal.getsignal(name) for name in SIGNALS}
     try:
         try:
-            address = os.environ.get("RAY_ADDRESS", "auto")
-            code = None if address == "local" else {"py_modules": [guard, deployments, *more], "excludes": DATA}
-            ray.init(address=address, runtime_env=code, logging_level=logging.ERROR, log_to_driver=False)
+            with _code(guard, deployments, *more) as folder:
+                address = os.environ.get("RAY_ADDRESS", "auto")
+                code = None if address == "local" else {"working_dir": folder}
+                ray.init(address=address, runtime_env=code, logging_level=logging.ERROR, log_to_driver=False)
         except ConnectionError:
             if "RAY_ADDRESS" in os.environ:
                 raise

@@ -16,6 +16,7 @@ from guard.artifact import Artifact
 from guard.config import FitSettings, LearningSettings
 from guard.data import Data, as_float
 from guard.errors import BadData, BadInput, BadSetting
+from guard.methods.mmdf import _strange
 
 
 @pytest.mark.parametrize(
@@ -190,3 +191,11 @@ def test_a_clean_set_that_is_not(bearing: int, victim: nn.Module, clean: Data) -
     told = [warning for warning in manifest["warnings"] if "look as if they bore a trigger" in warning]
     assert len(told) == (bearing > 0)
     assert all(f"as class {networks.TARGET}" in warning and str(rows[0].item()) in warning for warning in told)
+
+
+def test_scores_without_a_tail_hinder_no_fit() -> None:
+    """Whether images are strange cannot be told then, and is no reason to refuse a law that needs no tail."""
+    labels = np.arange(200) % 10
+    decided = np.where(np.arange(200) < 5, 9 - labels, labels)
+    assert _strange(np.zeros(200), decided, labels) == (None, [])
+    assert _strange(np.arange(20.0), labels[:20], labels[:20]) == (None, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -36,17 +37,17 @@ class Run:
         self._folder = folder
 
     def __call__(self, path: str, *, users: int, seconds: float, rate: float = 0, method: str = "POST") -> Any:
-        """{"milliseconds": of every answer after the warm-up, "failures": texts}."""
+        """{"milliseconds": of every answer in so many seconds after the warm-up, "failures": texts}."""
         out = self._folder / "out.json"
         headers = {"Inference-Header-Content-Length": str(HEAD), "Content-Type": "application/octet-stream"}
         settings = {
             "path": path, "method": method, "headers": headers, "bodies": str(self._folder / "bodies"),
-            "rate": rate, "users": users, "warm_up_s": WARM_UP_S, "out": str(out),
+            "rate": rate, "users": users, "warm_up_s": WARM_UP_S, "seconds": seconds, "out": str(out),
         }  # fmt: skip
         subprocess.run(
             [
                 *(sys.executable, "-m", "locust", "-f", str(Path(__file__).parent / "locustfile.py"), "--headless"),
-                *("-u", str(users), "-r", str(users), "-t", f"{seconds + WARM_UP_S:.0f}s", "--host", self._url),
+                *("-u", str(users), "-r", str(users), "-t", f"{math.ceil(seconds + WARM_UP_S)}s", "--host", self._url),
                 *("--only-summary", "--loglevel", "ERROR", "--exit-code-on-error", "0"),
             ],
             env=os.environ | {"GUARD_LOAD": json.dumps(settings)},

@@ -1,8 +1,9 @@
 """One run of Locust: users that post the same requests in turn, as fast as answers come or at a fixed rate.
 
 Settings come from the environment variable GUARD_LOAD, as JSON: path, method, headers, bodies (a folder of files),
-users, rate (requests a second of all users together, at random times; 0: as fast as answers come), warm_up_s, out
-(where the milliseconds of every answered request after the warm-up go, as JSON, with the number of failed ones).
+users, rate (requests a second of all users together, at random times; 0: as fast as answers come), warm_up_s, seconds,
+out (where the milliseconds of every request answered in so many seconds after the warm-up go, as JSON, with the number
+of failed ones).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ begun = time.monotonic()
 
 
 def note(response_time: float, exception: Exception | None, **_: Any) -> None:
-    if time.monotonic() - begun < SETTINGS["warm_up_s"]:
+    if not 0.0 <= time.monotonic() - begun - SETTINGS["warm_up_s"] < SETTINGS["seconds"]:
         return
     if exception is None:
         milliseconds.append(response_time)

@@ -28,8 +28,17 @@ from deployments.watch.facts import NODES, living_facts, running
 
 HEAD = 8  # bytes at the start of a file of counters, the first four of which say how many are used
 LIVE = "gauge_live*.db"  # what only living processes say
+FOLDABLE = ("counter", "histogram", "gauge_livemostrecent", "gauge_mostrecent")  # kinds of files
+COUNTS = ("counter_", "histogram_")  # files of what only goes up, but for sums of what has a sign
 FOLDED = "node"  # in place of a process's number, in names of files that tell of all
-BROKEN = (OSError, ValueError, RuntimeError, struct.error, IndexError)  # a file that cannot be read raises one of these
+BROKEN = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    struct.error,
+    LookupError,
+    TypeError,
+)  # a file that cannot be read raises one of these
 NAME = re.compile(rf"[\w-]+\.db|{FACTS}/[^/]+\.json")  # of a file that another node may send
 log = logging.getLogger(__name__)
 Entry = tuple[str, float, float]  # key, value, when (gauges; seconds since 1970)
@@ -64,10 +73,19 @@ class Node:
         return Snapshot(place(self._folder), there, changed)
 
     def _counters(self) -> dict[str, bytes]:
-        """A file of each kind (counter, histogram, gauge), in the same format. Of a gauge the newest value counts."""
+        """A file of each kind, in the same format; of a gauge the newest value counts. Gauges of kinds that cannot be
+        added up so, which the guard has none of, stay as they are."""
+        found: dict[str, bytes] = {}
         kinds: dict[str, dict[str, tuple[float, float]]] = {}
-        for path in sorted(self._folder.glob("*.db")):
+        there = set(self._folder.glob("*.db"))
+        for path in [path for path in self._whole if path not in there and path.match(LIVE)]:
+            del self._whole[path]
+        for path in sorted(there | set(self._whole)):  # what was counted stays, though its file be removed
             kind = path.stem.rpartition("_")[0]
+            if kind not in FOLDABLE:
+                with suppress(OSError, struct.error):
+                    found[path.name] = _used(path.read_bytes())
+                continue
             values = kinds.setdefault(kind, {})
             for key, value, at in self._entries(path):
                 before, since = values.get(key, (0.0, 0.0))
@@ -75,14 +93,14 @@ class Node:
                     values[key] = before + value, 0.0
                 elif at >= since:
                     values[key] = value, at
-        return {f"{kind}_{FOLDED}.db": _written(values) for kind, values in kinds.items()}
+        return found | {f"{kind}_{FOLDED}.db": _written(values) for kind, values in kinds.items()}
 
     def _entries(self, path: Path) -> list[Entry]:
         """Of a process's file; if it cannot be read, what it was when it could, so that no sum goes down."""
         try:
             self._whole[path] = entries(path)
         except FileNotFoundError:
-            return []
+            pass
         except BROKEN as error:
             log.warning("%s cannot be read: what it said before stays: %s", path, error)
         return self._whole.get(path, [])
@@ -108,6 +126,7 @@ class Copies:
         self._folder = folder
         self._places: dict[str, str] = {}  # node → place
         self._known: dict[str, dict[str, int]] = {}  # place → file → checksum
+        self._last: dict[Path, dict[str, float]] = {}  # copy → key → value, of what only goes up
 
     def known(self, node: str) -> Mapping[str, int]:
         """What there is of a node already: file → checksum."""
@@ -146,17 +165,39 @@ class Copies:
         (folder / FACTS).mkdir(mode=0o700, parents=True, exist_ok=True)
         for name, content in snapshot.changed.items():
             if not NAME.fullmatch(name):
-                raise ValueError(f"{name!r}: not a name of a file of counters")
+                log.error("%r of another node is no name of a file of counters: it is left out", name)
+                continue
             draft = folder / f"{name}.part"
             draft.write_bytes(content)
-            if name.endswith(".db") and not readable(draft):
-                log.warning("%s of another node cannot be read: its last copy stays", name)
+            if name.endswith(".db") and not self._goes_on(folder / name, draft):
                 draft.unlink()
                 continue
             draft.replace(folder / name)
-        for path in (*folder.glob(LIVE), *(folder / FACTS).glob("*.json")):
-            if str(path.relative_to(folder)) not in snapshot.there:
+        for path in (*folder.glob("*.db"), *(folder / FACTS).glob("*.json")):
+            name = str(path.relative_to(folder))
+            counted = (
+                path.name.startswith(COUNTS) and f"{path.stem.rpartition('_')[0]}_{FOLDED}.db" not in snapshot.there
+            )
+            if name not in snapshot.there and not counted:  # also files of single processes that are added up by now
                 path.unlink(missing_ok=True)
+
+    def _goes_on(self, path: Path, draft: Path) -> bool:
+        """Whether ``draft`` can be read and no counter in it is below its last copy at ``path``: an answer that is
+        late, or a node that cannot read all of its files any more, would look like a new beginning."""
+        try:
+            values = {key: value for key, value, _ in entries(draft)}
+        except BROKEN:
+            log.warning("%s of another node cannot be read: its last copy stays", path.name)
+            return False
+        if path.name.startswith(COUNTS):
+            if path not in self._last and path.exists() and readable(path):
+                self._last[path] = {key: value for key, value, _ in entries(path)}
+            last = self._last.get(path, {})
+            if any(values.get(key, 0.0) < value for key, value in last.items() if not _series(key).endswith("_sum")):
+                log.warning("%s of another node counts less than before: its last copy stays", path.name)
+                return False
+            self._last[path] = values
+        return True
 
 
 def files(folder: Path) -> list[str]:
@@ -168,13 +209,14 @@ def entries(path: Path) -> list[Entry]:
     """What a file of counters says. One of `BROKEN`: it cannot be read."""
     found = [(key, value, at) for key, value, at, _ in MmapedDict.read_all_values_from_file(path)]  # type: ignore[no-untyped-call]
     for key, _, _ in found:
-        _parsed(key)
+        _series(key)
     return found
 
 
 @lru_cache(maxsize=100_000)
-def _parsed(key: str) -> None:
-    json.loads(key)
+def _series(key: str) -> str:
+    """The name of the series of an entry."""
+    return str(json.loads(key)[1])
 
 
 def readable(path: Path) -> bool:
@@ -215,6 +257,10 @@ def _written(values: Mapping[str, tuple[float, float]]) -> bytes:
         for key, (value, at) in values.items():
             made.write_value(key, value, at)  # type: ignore[no-untyped-call]
         made.close()  # type: ignore[no-untyped-call]
-        content = path.read_bytes()
+        return _used(path.read_bytes())
+
+
+def _used(content: bytes) -> bytes:
+    """Without what is reserved behind the last entry."""
     (used,) = struct.unpack_from("i", content)
     return content[:used]

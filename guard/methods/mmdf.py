@@ -28,7 +28,7 @@ from guard.twin import build_twin
 
 FEW = 100  # clean images under which the threshold is known to be unreliable
 BEYOND = 0.001  # p-value below which a wrongly decided image of the clean set is strange
-BY_CHANCE = 0.01  # how often a clean set without triggers may be warned of
+BY_CHANCE = 0.01  # how often a clean set without triggers may be warned of; up to 0.05 for small ones with heavy tails
 SHOWN = 20  # indices of strange images
 
 
@@ -102,13 +102,17 @@ def _logits(captured: Captured, bounded: Bounded, images: Tensor, settings: FitS
 
 def _strange(
     scores: NDArray[np.float64], decided: NDArray[np.int64], labels: NDArray[np.int64]
-) -> tuple[list[int], list[str]]:
+) -> tuple[list[int] | None, list[str]]:
     """Indices of images that seem to bear a trigger, and a warning of them: more than chance explains are decided
-    against their labels with scores that images which are decided right hardly reach."""
+    against their labels with scores that images which are decided right hardly reach. None: that cannot be told."""
     wrong, right = np.flatnonzero(decided != labels), scores[decided == labels]
     if len(right) < FEW // 2:  # their tail would be that of a handful
-        return [], []
-    beyond = wrong[fit_law("exponential", right).p_value(scores[wrong]) < BEYOND]
+        return None, []
+    try:
+        law = fit_law("exponential", right)
+    except BadData:  # they have no tail
+        return None, []
+    beyond = wrong[law.p_value(scores[wrong]) < BEYOND]
     if not len(beyond) or bdtrc(len(beyond) - 1, len(wrong), BEYOND) >= BY_CHANCE:
         return [], []
     classes = ", ".join(map(str, np.unique(decided[beyond])))

@@ -38,6 +38,21 @@ Run(plan, load(), Store(folder / "out", folder / "archive"), say=print)()
 """
 
 
+WHERE = """
+import benchmarks
+from deployments.distributed import session
+def where():
+    import time
+    import benchmarks, deployments, guard, ray
+    time.sleep(1)
+    return ray.get_runtime_context().get_node_id(), benchmarks.__file__, deployments.__file__, guard.__file__
+with session(benchmarks) as ray:
+    found = ray.get([ray.remote(where).options(scheduling_strategy="SPREAD").remote() for _ in range(6)])
+for one in set(found):
+    print(*one)
+"""
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     """Two machines of one CPU each."""
@@ -86,6 +101,19 @@ def alone(scan: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str
 def found(path: Path) -> dict[str, object]:
     """Without what names the time it took."""
     return {key: value for key, value in json.loads(path.read_text()).items() if "seconds" not in key}
+
+
+def test_machines_run_the_code_that_they_are_sent(cluster: Hosts) -> None:
+    """Not what lies at the same place there, though the program was started in it."""
+    head = cluster.hosts[0]
+    told = len(head.log.read_text())
+    root = str(Path(__file__).parents[2])
+    assert on(head, ["env", f"--chdir={root}", sys.executable, "-c", WHERE]).wait(120) == 0, head.log.read_text()[
+        -4000:
+    ]
+    lines = [line.split() for line in head.log.read_text()[told:].splitlines() if line.endswith("guard/__init__.py")]
+    assert len({node for node, *_ in lines}) == 2
+    assert all("working_dir_files" in file for _, *files in lines for file in files), lines
 
 
 def test_the_laboratory_uses_both(cluster: Hosts, tmp_path: Path) -> None:

@@ -187,11 +187,40 @@ def test_a_folder_that_outlives_its_machine_counts_once(here: Path, there: Path)
 @pytest.mark.parametrize(
     "name", ["../../escaped.json", "/etc/escaped.db", "models/../../escaped.json", "models/a/b.json"]
 )
-def test_no_file_outside_is_written(name: str, here: Path) -> None:
-    """Whatever another node calls it."""
-    with pytest.raises(ValueError, match="not a name"):
-        Copies(here).update({"other": Snapshot("p", {name: 1}, {name: b"{}"})})
+def test_no_file_outside_is_written(name: str, here: Path, there: Path) -> None:
+    """Whatever another node calls it; what the others say is taken in."""
+    with living(replica(there, 4)):
+        Copies(here).update({"bad": Snapshot("p", {name: 1}, {name: b"{}"}), "other": Node(there).read({})})
     assert not list(here.parent.rglob("escaped*"))
+    assert counted(here)[CLEAN] == 4
+
+
+def test_no_count_goes_down(here: Path, there: Path) -> None:
+    """An answer that is late, a file that somebody removed, a reader that begins anew beside a broken file."""
+    node, copies = Node(there), Copies(here)
+    with living(replica(there, 4)):
+        late = node.read({})
+        with living(replica(there, 3)):
+            copies.update({"other": node.read({})})
+            copies.update({"other": late})
+            assert counted(here)[CLEAN] == 7
+            min(there.glob("counter_*.db")).unlink()
+            copies.update({"other": node.read(copies.known("other"))})
+            assert counted(here)[CLEAN] == 7
+            Copies(here).update({"other": Node(there).read({})})
+            assert counted(here)[CLEAN] == 7
+
+
+def test_files_of_single_processes_give_way_to_their_sum(here: Path, there: Path) -> None:
+    """As a release that sent each left them."""
+    with living(replica(there, 4)):
+        told = Node(there).read({})
+        folder = here / "nodes" / told.place
+        folder.mkdir(parents=True)
+        for path in there.glob("*.db"):
+            shutil.copy(path, folder)
+        Copies(here).update({"other": told})
+        assert counted(here)[CLEAN] == 4
 
 
 def test_a_copy_that_is_broken_takes_nothing_down(here: Path, there: Path) -> None:
