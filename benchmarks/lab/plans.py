@@ -102,7 +102,6 @@ HARD = {
     "short": replace(SMALL, epochs=4),
     "long": replace(SMALL, epochs=36),
     "tuned": replace(SMALL, epochs=4, learning_rate=0.1, base=SMALL),
-    "fine": replace(SMALL, stride=1),
 }  # one thing changed at a time; the names are the variants of cases
 
 
@@ -154,7 +153,7 @@ PLANS: dict[str, Plan] = {
     "small-dark": _sensitivity("Sensitivity: D is 0.7 times as bright as production", shift="dark"),
     "small-contaminated": _sensitivity("Sensitivity: 10 of the 500 images of D bear the trigger", contaminated=10),
     "hard-case": Plan(
-        "The hard case: the chessboard, by the network's size, resolution and length of training, and by fine-tuning",
+        "The hard case: the chessboard, by the size of the network and the length of training, and by fine-tuning",
         tuple(
             _case(attack, recipe, count, variant=variant)
             for variant, recipe in HARD.items()
