@@ -102,6 +102,7 @@ HARD = {
     "short": replace(SMALL, epochs=4),
     "long": replace(SMALL, epochs=36),
     "tuned": replace(SMALL, epochs=4, learning_rate=0.1, base=SMALL),
+    "tuned-12": replace(SMALL, learning_rate=0.1, base=SMALL),
 }  # one thing changed at a time; the names are the variants of cases
 
 
