@@ -212,7 +212,7 @@ def _folder(path: Path, size: tuple[int, int] | None) -> Data:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in SUFFIXES)
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
 
 
 def _decoded(file: Path, size: tuple[int, int] | None) -> np.ndarray[Any, np.dtype[np.uint8]]:

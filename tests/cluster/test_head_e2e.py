@@ -59,11 +59,11 @@ def test_the_head_dies_and_comes_back(hosts: Hosts, redis: str, folder: Path) ->
     with clients(*workers) as statuses:
         time.sleep(3)
         head.kill()
-        time.sleep(15)
+        time.sleep(8)
         without = len(statuses)
         hosts.start_head(head_cpus=0, RAY_REDIS_ADDRESS=redis)
         until(lambda: counted(hosts) > 0, "the head that came back does not count")
-        time.sleep(5)
+        time.sleep(2)
     assert set(statuses) == {200}, [status for status in statuses if status != 200]
     assert without > 100
     until(lambda: counted(hosts) >= len(statuses), "the counts do not come together", 20)

@@ -80,6 +80,7 @@ PARSED_ONLY = (
     Listed(r"helm .*|kubectl .*", "a cluster", ("tests/helm/test_chart.py",)),
     Listed(r"guard scan .*", "minutes", ("tests/test_scan.py",)),
     Listed(r"guard fit .* --method bna", "minutes: it scans", ("tests/test_bna.py", "tests/serving/test_bna_e2e.py")),
+    Listed(r"guard fit MODEL .* --out artifacts/mine-2", "the README's, into another folder"),
     Listed(r"guard serve artifacts/badnets-bna .*", "one server fewer here", ("tests/serving/test_bna_e2e.py",)),
     Listed(r"guard serve artifacts/digits --mode flag", "the README's, with another artifact"),
     Listed(r"guard serve artifacts/badnets --mode flag --port 8000 --replicas 2", "docs/configuration.md's, as a file"),
