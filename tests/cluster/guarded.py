@@ -15,6 +15,7 @@ import httpx
 import yaml
 from hand import bna_artifact, image
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from benchmarks.hosts import OWN, Host, Hosts
 
@@ -26,7 +27,11 @@ def configuration(folder: Path, **model: Any) -> Path:
     """A configuration file with two replicas of the model hand, of one CPU each. Ray brings the artifact to every
     machine."""
     if not (folder / "bundle.zip").exists():
-        bna_artifact(0).save(folder / "bundle" / "hand")
+        artifact = bna_artifact(0)
+        fit = artifact.manifest["fit"]
+        fit["targets"]["0"]["fpr_target"] = 0.0  # as a fit would say, for the alarm to bet against
+        fit["images_per_class"] = [50] * len(artifact.manifest["classes"])
+        artifact.save(folder / "bundle" / "hand")
         shutil.make_archive(str(folder / "bundle"), "zip", folder, "bundle")
         shutil.rmtree(folder / "bundle")
     metrics = {"metrics_dir": str(OWN / "metrics")}
@@ -60,13 +65,23 @@ def counting(host: Host) -> bool:
 
 def counted(hosts: Hosts) -> float:
     """Requests, as the head's /metrics tells."""
-    text = httpx.get(f"http://{hosts.hosts[0].address}:8000/metrics", timeout=30).raise_for_status().text
     return sum(
         sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == "guard_requests_total" and sample.labels["verdict"] in ("clean", "flagged")
+        for sample in told(hosts, "guard_requests_total")
+        if sample.labels["verdict"] in ("clean", "flagged")
     )
+
+
+def evidence(hosts: Hosts) -> float:
+    """Of an attack."""
+    return max((sample.value for sample in told(hosts, "guard_attack_evidence")), default=0.0)
+
+
+def told(hosts: Hosts, name: str) -> list[Sample]:
+    """What the head's /metrics tells of a series."""
+    text = httpx.get(f"http://{hosts.hosts[0].address}:8000/metrics", timeout=30).raise_for_status().text
+    families = text_string_to_metric_families(text)
+    return [sample for family in families for sample in family.samples if sample.name == name]
 
 
 def ask(client: httpx.Client, host: Host) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from guarded import alive, answering, ask, clients, configuration, counted, counting
+from guarded import alive, answering, ask, clients, configuration, counted, counting, evidence
 
 from benchmarks.hosts import Hosts, missing, until
 
@@ -30,12 +30,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
 
 
 def test_metrics_tell_of_every_machine(cluster: Hosts) -> None:
-    """Requests to either address are counted once each, wherever they were answered."""
+    """Requests to either address are counted once each, wherever they were answered, and the alarm hears of all: every
+    image was flagged."""
     before = counted(cluster)
     with httpx.Client() as client:
         answers = [ask(client, host) for host in cluster.hosts for _ in range(40)]
     assert answers == [200] * 80
     until(lambda: counted(cluster) == before + 80, "the counts do not come together", 20)
+    until(lambda: evidence(cluster) >= 9, "the alarm does not hear of the flagged images of both", 20)
     copied = list((cluster.hosts[0].folder / "metrics" / "nodes").glob("*/counter_*.db"))
     assert copied, "the other machine counted nothing"
 
