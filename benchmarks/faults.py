@@ -149,6 +149,18 @@ class Load:
             self._check(index, answer.json())
             return
 
+    def figures(self) -> dict[str, Any]:
+        """What came of the requests, and the milliseconds that answers took, tries included."""
+        quantiles = np.quantile(self.seconds, [0.5, 0.99, 1.0]) * 1e3
+        return {
+            "requests": self.sent,
+            "answered": self.answered,
+            "wrong": len(self.wrong),
+            "failed_first": dict(self.first),
+            "failed_twice": dict(self.twice),
+            "latency_ms": dict(zip(("p50", "p99", "max"), quantiles.tolist(), strict=True)),
+        }
+
     def _check(self, index: int, answer: dict[str, Any]) -> None:
         key = (answer["model_version"], answer["parameters"]["guard_mode"])
         self.seen[f"{key[1]} version {key[0]}"] += 1
@@ -191,19 +203,8 @@ async def fault_run(
         seconds = time.perf_counter() - begun
         await updating
         killing.cancel()
-    quantiles = np.quantile(load.seconds, [0.5, 0.99, 1.0]) * 1e3
-    return {
-        "requests": load.sent,
-        "answered": load.answered,
-        "wrong": len(load.wrong),
-        "failed_first": dict(load.first),
-        "failed_twice": dict(load.twice),
-        "killed": len(killed),
-        "update_seconds": updates,
-        "answers": dict(load.seen),
-        "seconds": seconds,
-        "latency_ms": dict(zip(("p50", "p99", "max"), quantiles.tolist(), strict=True)),
-    }
+    more = {"killed": len(killed), "update_seconds": updates, "answers": dict(load.seen), "seconds": seconds}
+    return load.figures() | more
 
 
 def counted(url: str) -> dict[str, float]:

@@ -121,15 +121,8 @@ async def loss(hosts: Hosts, load: Load, images: list[int], begins: int, concurr
     before = [evidence for when, evidence in seen if when < attack]
     after = [(when, evidence) for when, evidence in seen if when >= attack]
     alarms = [when for when, evidence in after if evidence >= ALARM]
-    quantiles = np.quantile(load.seconds, [0.5, 0.99, 1.0]) * 1e3
-    return {
-        "requests": load.sent,
-        "answered": load.answered,
-        "wrong": len(load.wrong),
-        "failed_first": dict(load.first),
-        "failed_twice": dict(load.twice),
+    return load.figures() | {
         "seconds": seconds,
-        "latency_ms": dict(zip(("p50", "p99", "max"), quantiles.tolist(), strict=True)),
         "counted": await asyncio.to_thread(counted, head),
         "evidence": {"before": max(before, default=0.0), "most": max(evidence for _, evidence in after)},
         "alarm_s": alarms[0] - attack if alarms else None,
