@@ -60,17 +60,20 @@ class Node:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._place = ""
         self._whole: dict[Path, list[Entry]] = {}  # as each was when it could be read
 
     def read(self, known: Mapping[str, int]) -> Snapshot:
         """For another node, which has files with the checksums ``known``. What dead processes said of themselves is
         removed."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # a node without replicas has none
+        if self._place != place(self._folder):  # made anew: what was counted in the old one is kept as another place's
+            self._place, self._whole = place(self._folder), {}
         forget_dead_gauges(self._folder)
         found = self._counters() | self._facts()
         there = {name: crc32(content) for name, content in found.items()}
         changed = {name: content for name, content in found.items() if known.get(name) != there[name]}
-        return Snapshot(place(self._folder), there, changed)
+        return Snapshot(self._place, there, changed)
 
     def _counters(self) -> dict[str, bytes]:
         """A file of each kind, in the same format; of a gauge the newest value counts. Gauges of kinds that cannot be

@@ -173,6 +173,18 @@ def test_a_folder_made_anew_is_another(here: Path, there: Path) -> None:
     assert counted(here)[CLEAN] == 5
 
 
+def test_a_folder_made_anew_under_a_living_reader(here: Path, there: Path) -> None:
+    """What it remembers of the old one is not counted again."""
+    node, copies = Node(there), Copies(here)
+    with living(replica(there, 4)):
+        copies.update({"other": node.read({})})
+    shutil.rmtree(there)
+    there.mkdir()
+    with living(replica(there, 1)):
+        copies.update({"other": node.read({})})
+    assert counted(here)[CLEAN] == 5
+
+
 def test_a_folder_that_outlives_its_machine_counts_once(here: Path, there: Path) -> None:
     """After a restart, when other processes write to it, it is the same place."""
     before = place(there)
