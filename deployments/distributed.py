@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
@@ -19,8 +17,8 @@ import torch
 
 import deployments
 import guard
+from deployments import local
 from deployments.errors import StartFailed
-from deployments.signals import SIGNALS
 from guard.errors import GuardError
 from guard.executors import Advance, cores
 
@@ -106,36 +104,37 @@ def session(*more: ModuleType) -> Iterator[Any]:
     compute the same: they need what it is built on alone. A Ray that the program uses already is taken as it is: its
     machines need this package.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     if ray.is_initialized():
         yield ray
         return
-    handlers = {name: signal.getsignal(name) for name in SIGNALS}
-    try:
-        try:
-            with _code(guard, deployments, *more) as folder:
-                address = os.environ.get("RAY_ADDRESS", "auto")
-                code = None if address == "local" else {"working_dir": folder}
-                ray.init(address=address, runtime_env=code, logging_level=logging.ERROR, log_to_driver=False)
-        except ConnectionError:
-            if "RAY_ADDRESS" in os.environ:
-                raise
-            ray.init(
-                address="local",
-                num_cpus=cores(),
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise StartFailed(f"Ray could not be joined or started: {error}") from error
-    if threading.current_thread() is threading.main_thread():
-        for name, handler in handlers.items():
-            if callable(handler):
-                signal.signal(name, handler)
+    with local.own_signals():
+        if not _joined(more):
+            local.start(cores(), log_to_driver=False)
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _joined(more: Sequence[ModuleType]) -> bool:
+    """Whether there was a cluster to join: the one at RAY_ADDRESS, or one of this machine.
+
+    Raises:
+        StartFailed: the one at RAY_ADDRESS cannot be joined.
+    """
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    if address == "local":
+        return False
+    try:
+        with _code(guard, deployments, *more) as folder:
+            code = {"working_dir": folder}
+            ray.init(address=address, runtime_env=code, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if "RAY_ADDRESS" not in os.environ and isinstance(error, ConnectionError):
+            return False
+        raise StartFailed(f"Ray at {address} could not be joined: {error}") from error
+    return True

@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,13 +17,14 @@ from typing import Any, cast
 import click
 import yaml
 
+from deployments import local
 from deployments.config import MODES, GrpcSettings, ServeConfig, overridden
 from deployments.document import Application, Document, check_with_serve, document, http_options, read
 from deployments.errors import StartFailed
 from deployments.keys import Keys
 from deployments.proxies import PROXIES, Proxy, choose, prepare
 from deployments.settings import checked
-from deployments.signals import SIGNALS, interrupt_on_signals, on_hangup, until_interrupted
+from deployments.signals import interrupt_on_signals, on_hangup, until_interrupted
 from guard.errors import BadInput, BadSetting
 
 # A 1×1 PNG: the example request needs no file.
@@ -87,7 +87,8 @@ def running(served: Document, *, proxy: Proxy = "auto") -> Iterator[Server]:
         if config.grpc is not None:
             _check_port(config.grpc.host, config.grpc.port, "--grpc-port")
         try:
-            _start_ray(config)
+            with local.own_signals():
+                local.start(max(int(config.replicas * config.cpus_per_replica) + 2, os.cpu_count() or 1))
             _check_room(config)
             _start_serve(served)
             yield Server(served, proxy)
@@ -145,24 +146,6 @@ def _check_room(config: ServeConfig) -> None:
             f"{gpus / config.replicas:.3g} or less, and they share",
             field="gpus_per_replica",
         )
-
-
-def _start_ray(config: ServeConfig) -> None:
-    """A Ray of our own. Ray puts its own handlers of signals in place; those that the program had come back."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
-    handlers = {name: signal.getsignal(name) for name in SIGNALS}
-    ray.init(
-        address="local",
-        num_cpus=max(int(config.replicas * config.cpus_per_replica) + 2, os.cpu_count() or 1),
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-    )
-    if threading.current_thread() is threading.main_thread():
-        for name, handler in handlers.items():
-            if callable(handler):
-                signal.signal(name, handler)
 
 
 def _start_serve(served: Document) -> None:
