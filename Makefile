@@ -11,8 +11,9 @@ help: ## this list
 demo: .venv/installed ## the whole story on an embedded default: train, poison, fit, serve, attack, report
 	$(BIN)/guard demo --report report
 
-test: .venv/installed ## the tests
-	$(BIN)/python -m pytest
+test: .venv/installed ## the tests: side by side, then those that want the machine for themselves
+	$(BIN)/python -m pytest -m 'not alone' --numprocesses=auto --maxprocesses=8 --dist=loadfile
+	$(BIN)/python -m pytest -m alone
 
 check: .venv/installed ## format, lint, types
 	$(BIN)/ruff format --check .

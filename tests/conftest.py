@@ -21,6 +21,13 @@ from guard.data import Data, as_float
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """End-to-end tests want the machine for themselves."""
+    for item in items:
+        if item.path.stem.endswith("_e2e"):
+            item.add_marker(pytest.mark.alone)
+
+
 @pytest.fixture(scope="session")
 def digits() -> Images:
     """All images: 1,000 to train on, 250 to fit on, 547 to evaluate on."""

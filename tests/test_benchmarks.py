@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from benchmarks import serving_cost, twin_cost
+
+pytestmark = pytest.mark.alone
 
 
 def test_the_twins_cost_is_measured_in_pairs(tmp_path: Path) -> None:

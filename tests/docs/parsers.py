@@ -9,12 +9,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -170,10 +172,12 @@ def _python_faults(command: Command) -> Iterator[str]:
 
 
 def _pytest_faults(words: Sequence[str]) -> Iterator[str]:
-    for word in words:
+    for before, word in pairwise(("", *words)):
         if word.startswith("-"):
             if word.split("=")[0] not in _told((sys.executable, "-m", "pytest", "--help")):
                 yield f"pytest has no option {word}"
+        elif before in ("-m", "-k"):
+            continue
         elif not unfinished(word) and not (ROOT / word.split("::")[0]).exists():
             yield f"no tests at {word}"
 
@@ -195,9 +199,9 @@ def _make_faults(command: Command) -> Iterator[str]:
         )
         if dry.returncode:
             yield dry.stderr.strip()
-        for line in dry.stdout.splitlines():
-            words = line.split()
-            if words and words[0] in (".venv/bin/python", ".venv/bin/guard"):
+        for line in dry.stdout.replace("\\\n", " ").splitlines():
+            if line.startswith((".venv/bin/python ", ".venv/bin/guard ")):
+                words = shlex.split(line)
                 yield from faults(Command(command.where, (Path(words[0]).name, *words[1:]), whole=True))
 
 

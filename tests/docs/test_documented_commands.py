@@ -71,6 +71,7 @@ def test_nothing_is_left_out(page: Path) -> None:
     assert {command.program for command in mentions(page)} <= CHECKS.keys() | MENTIONED_ALONE
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "page",
     [

@@ -10,6 +10,7 @@ from pages import ROOT, blocks, documented
 from running import CHECKPOINT, FRONT, SHARED, Told
 
 
+@pytest.mark.alone
 def test_the_readmes_python_prints_what_the_readme_says(ran: Callable[[str], Told]) -> None:
     """The ten lines run as they stand: clean digits keep their label, triggered ones are flagged and mended."""
     found = blocks(ROOT / FRONT)
@@ -24,6 +25,7 @@ def test_the_readmes_python_prints_what_the_readme_says(ran: Callable[[str], Tol
     assert mended >= 5  # training differs in the last digits from one processor to the next
 
 
+@pytest.mark.alone
 @pytest.mark.shared
 @pytest.mark.skipif(not (SHARED / "models" / "networks.py").is_file(), reason="../shared is absent")
 def test_the_page_on_checkpoints_measures_what_it_says(ran: Callable[[str], Told]) -> None:

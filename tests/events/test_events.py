@@ -188,6 +188,7 @@ def test_what_may_pass_is_tried_again(make, receiver, counted, monkeypatch) -> N
     assert len({event["id"] for event in receiver.events[:3]}) == 1
 
 
+@pytest.mark.alone
 def test_a_slow_sink_delays_no_answer(make, receiver, counted) -> None:
     """While the sink holds the first event, 50 flagged requests are answered in the time that they take without it;
     what does not fit into the queue is dropped and counted, and closing takes no longer than the flush."""

@@ -20,6 +20,8 @@ from served import Server, Site, settle
 
 from deployments.keys import Keys, parse_variable
 
+pytestmark = pytest.mark.alone
+
 ADMIN, SCORES = "admin-0123456789abcdef", "scores-0123456789abcdef"
 EVIL = "<img src=x onerror=document.title='owned'>"
 SIGNS = [EVIL, "a class with a name that goes on and on and on and on", *(f"sign {n}" for n in range(20))]

@@ -86,6 +86,7 @@ def test_a_late_verdict_is_a_failed_one(make_classifier, count, clean, monkeypat
     assert count("guard_failures_total", stage="corrected", outcome="open") == 1
 
 
+@pytest.mark.alone
 def test_observe_answers_before_the_second_pass(make_classifier, count, triggered, monkeypatch) -> None:
     """In observe mode the answer does not wait for the corrected network, and the verdict still reaches the metrics."""
     classifier = make_classifier(mode="observe")

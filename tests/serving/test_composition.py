@@ -24,7 +24,10 @@ from guard.data import Data
 from guard.errors import BadInput
 from guard.types import Verdict
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # Ray's own use of pydantic
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),  # Ray's own use of pydantic
+]
 LITTLE = {"ray_actor_options": {"num_cpus": 0.1}}
 
 

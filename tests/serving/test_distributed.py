@@ -15,7 +15,7 @@ from guard.errors import GuardError
 from guard.executors import Local, load_executor
 from guard.inversion import Descent, InversionSettings, Problem, Work, invert
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, in its own code
+pytestmark = [pytest.mark.alone, pytest.mark.filterwarnings("ignore")]  # Ray's own, in its own code
 
 SETTINGS = InversionSettings(
     patch=Descent(8, 0.1, 1e-3, 0.05), additive=Descent(8, 0.05, 0.1, 0.05), wanted=0.05, images_at_once=12

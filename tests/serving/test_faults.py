@@ -15,6 +15,8 @@ import pytest
 from hand import HandGuard, image
 from web import Web, answer_of, head, settle, trickle
 
+pytestmark = pytest.mark.alone
+
 INFER = "/v2/models/hand/infer"
 CLEAN, TRIGGERED = image(0.3, 0.1, 0.0), image(1.0, 0.2, 0.1)
 

@@ -199,6 +199,7 @@ def test_bad_requests_fail_alone_beside_good_ones(web, count) -> None:
     assert 0 < sum(flagged) < len(goods)
 
 
+@pytest.mark.alone
 def test_bombs_cost_neither_memory_nor_time(web) -> None:
     """Files that claim 900 and 268 million pixels are refused by their headers: forty at once, in under 100 MB and in
     the time of small requests."""
