@@ -210,6 +210,8 @@ def test_fit_options(files: Files, tmp_path: Path) -> None:
         (["--seed", "99999999999999999999999"], "seed: expected"),
         (["--size", "16"], "expected HEIGHT,WIDTH"),
         (["--size", "0,16"], "expected HEIGHT,WIDTH"),
+        (["--size", "inf,3"], "expected HEIGHT,WIDTH"),
+        (["--size", "nan,3"], "expected HEIGHT,WIDTH"),
         (["--device", "abacus"], "--device abacus"),
         (["--device", "meta"], "--device meta"),
         (["--method", "magic"], "Invalid value for '--method'"),

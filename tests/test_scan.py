@@ -24,6 +24,7 @@ from guard.capture import Captured, capture
 from guard.cli import main
 from guard.cli.trigger_pictures import save_pictures
 from guard.data import Data, as_float
+from guard.errors import GuardError
 from guard.executors import Local
 from guard.inversion import Descent, InversionSettings, Problem, Trigger
 from guard.scan import (
@@ -392,3 +393,22 @@ def test_command_refuses(files: tuple[str, str], change: list[str], message: str
     assert result.exit_code == 2
     assert message in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(KeyboardInterrupt(), 130), (MemoryError(), 3), (RuntimeError("CUDA out of memory"), 3), (GuardError("lost"), 3)],
+    ids=["Ctrl-C", "memory", "device", "worker"],
+)
+def test_what_goes_wrong_accuses_nobody(
+    files: tuple[str, str], monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int
+) -> None:
+    """1 says that a backdoor was found: no other end has that status."""
+
+    def failing(*_given: Any, **_more: Any) -> Scan:
+        raise error
+
+    monkeypatch.setattr("guard.scan.scan", failing)
+    weights, clean = files
+    arguments = ["scan", MODEL, "--weights", weights, "--clean", clean, "--device", "cpu"]
+    assert CliRunner().invoke(main, arguments).exit_code == status

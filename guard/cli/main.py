@@ -23,6 +23,7 @@ from guard.cli.options import (
     json_option,
     mean_option,
     min_accuracy_option,
+    names_in,
     per_class_option,
     pick_device,
     size_option,
@@ -196,11 +197,6 @@ def fit(
     network = guard.load_model(model, weights)
     data = guard.load_data(clean, size=size)
     data = data.first(per_class) if per_class else data
-    try:
-        names = classes.read_text("utf-8").split("\n") if classes else data.classes
-    except UnicodeDecodeError:
-        raise click.BadParameter(f"{classes} is no text in UTF-8", param_hint="--classes") from None
-    names = [name.strip() for name in names if name.strip()] if names else None
     artifact = guard.fit(
         network,
         data.images,
@@ -209,7 +205,7 @@ def fit(
         settings=settings,
         mean=mean,
         std=std,
-        classes=names,
+        classes=names_in(classes) or data.classes,
         device=pick_device(device),
         progress=bars,
     )
@@ -254,6 +250,8 @@ def evaluate(
 
     if triggered is None and target is not None:
         raise click.UsageError("--target goes with --triggered.")
+    if plots:
+        plots.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is refused before the work
     loaded = guard.load(artifact, device=pick_device(device))
     result = guard.evaluate(
         loaded,

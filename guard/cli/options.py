@@ -20,10 +20,10 @@ def numbers(ctx: click.Context, parameter: click.Parameter, value: str | None) -
 
 
 def size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    sides = numbers(ctx, parameter, value)
-    if sides is None:
+    if value is None:
         return None
-    if len(sides) != 2 or any(side < 1 or side != int(side) for side in sides):
+    sides = [part.strip() for part in value.split(",")]
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
         raise click.BadParameter(f"expected HEIGHT,WIDTH, got {value!r}")
     return int(sides[0]), int(sides[1])
 
@@ -53,6 +53,17 @@ def in_a_folder(ctx: click.Context, parameter: click.Parameter, value: Any) -> A
         if not Path(value).absolute().parent.is_dir():
             raise click.BadParameter(f"there is no folder {Path(value).parent}")
     return value
+
+
+def names_in(path: Path | None) -> list[str] | None:
+    """The lines of the file of --classes."""
+    if path is None:
+        return None
+    try:
+        lines = path.read_text("utf-8").split("\n")
+    except UnicodeDecodeError:
+        raise click.BadParameter(f"{path} is no text in UTF-8", param_hint="--classes") from None
+    return [line.strip() for line in lines if line.strip()]
 
 
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from guard.cli.options import (
     json_option,
     mean_option,
     min_accuracy_option,
+    names_in,
     per_class_option,
     pick_device,
     size_option,
@@ -23,11 +26,30 @@ from guard.cli.options import (
     weights_option,
     write_json,
 )
+from guard.errors import BadInput, GuardError
 
 if TYPE_CHECKING:
     from guard.scan import Scan
 
 LISTED = 20  # rows of the table at most
+
+
+@contextmanager
+def no_accusation() -> Iterator[None]:
+    """Exit status 1 says that a backdoor was found: whatever goes wrong ends with another."""
+    try:
+        yield
+    except (BadInput, OSError, click.ClickException):  # 2
+        raise
+    except KeyboardInterrupt:
+        click.echo("guard: interrupted: nothing was found out", err=True)
+        sys.exit(130)
+    except GuardError as error:
+        click.echo(f"guard: {error}", err=True)
+        sys.exit(3)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(3)
 
 
 @click.command()
@@ -72,6 +94,7 @@ LISTED = 20  # rows of the table at most
 @size_option
 @device_option
 @json_option
+@no_accusation()
 def scan(
     model: str,
     clean: str,
@@ -95,7 +118,8 @@ def scan(
     """Look for a backdoor in MODEL.
 
     Estimates the smallest trigger of every class on clean images; a class whose trigger is far smaller than the others'
-    is an attacker's. Exit status: 0 none found, 1 a backdoor was found, 2 bad input, 3 the scan itself failed.
+    is an attacker's. Exit status: 0 none found, 1 a backdoor was found, 2 bad input, 3 the scan itself failed, 130
+    interrupted.
     """
     import guard
     from guard.capture import capture
@@ -120,16 +144,10 @@ def scan(
     data = data.first(per_class) if per_class else data
     images = check_images(data.images)
     captured = capture(network, images.shape[1:], mean=mean, std=std, device=pick_device(device))
-    names = checked_names(_names(classes) or data.classes, captured.classes)
-    try:
-        executor = load_executor("ray", gpus=captured.device.type == "cuda") if distributed else local(captured)
-        with executor as running:
-            found = look(captured, images, data.labels, settings, progress=bars, executor=running)
-    except guard.errors.BadInput:
-        raise
-    except guard.errors.GuardError as error:  # 1 would read as an accusation
-        click.echo(f"guard: {error}", err=True)
-        sys.exit(3)
+    names = checked_names(names_in(classes) or data.classes, captured.classes)
+    executor = load_executor("ray", gpus=captured.device.type == "cuda") if distributed else local(captured)
+    with executor as running:
+        found = look(captured, images, data.labels, settings, progress=bars, executor=running)
     for warning in found.warnings:
         click.echo(f"warning: {warning}", err=True)
     if json_path:
@@ -142,16 +160,6 @@ def scan(
     if json_path != "-":
         click.echo(describe(found, names, model))
     sys.exit(1 if found.backdoored else 0)
-
-
-def _names(path: Path | None) -> list[str] | None:
-    if path is None:
-        return None
-    try:
-        lines = path.read_text("utf-8").split("\n")
-    except UnicodeDecodeError:
-        raise click.BadParameter(f"{path} is no text in UTF-8", param_hint="--classes") from None
-    return [line.strip() for line in lines if line.strip()]
 
 
 def describe(found: Scan, names: Sequence[str], model: str) -> str:
