@@ -103,10 +103,13 @@ class BnaSettings:
             at_least(name, getattr(self, name), 2)
         between("max_fpr_target", self.max_fpr_target, 0.0, 1.0)
         between("learning_rate", self.learning_rate, 0.0, 10.0)
-        if not self.quantiles or not all(0.0 <= q < 0.5 for q in self.quantiles):
-            raise BadSetting(
-                f"quantiles: expected shares from 0 to below 0.5, got {self.quantiles}.", field="quantiles"
-            )
+        shares = self.quantiles
+        if (
+            not isinstance(shares, (tuple, list))
+            or not shares
+            or not all(isinstance(q, (int, float)) and 0.0 <= q < 0.5 for q in shares)
+        ):
+            raise BadSetting(f"quantiles: expected shares from 0 to below 0.5, got {shares!r}.", field="quantiles")
         if self.refine not in REFINEMENTS:
             raise BadSetting(f"refine: expected one of {', '.join(REFINEMENTS)}; got {self.refine!r}.", field="refine")
 

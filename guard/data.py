@@ -93,6 +93,12 @@ def load_images(source: str, *, size: tuple[int, int] | None = None) -> tuple[Te
     files = _image_files(path) if path.is_dir() else []
     if not files:
         return load_data(source, size=size).images, None
+    if beside := [folder for folder in path.iterdir() if folder.is_dir() and _image_files(folder)]:
+        raise BadData(
+            f"data: {path} holds image files ({files[0].name}) and folders of them ({min(beside).name}): which are "
+            "meant? Move one or the other.",
+            field="data",
+        )
     return _stack([(str(file), _decoded(file, size)) for file in files]), tuple(file.name for file in files)
 
 
@@ -137,9 +143,13 @@ def _tensor(given: Any, expected: str, field: str) -> Any:
     """An array as a tensor of the machine's byte order; anything else as it is."""
     if not isinstance(given, np.ndarray):
         return given
-    if given.dtype.kind not in "biufc":
-        raise BadData(f"{expected}, got {given.dtype}.", field=field)
-    return torch.from_numpy(given.astype(given.dtype.newbyteorder("="), copy=False))
+    try:
+        if given.dtype.kind not in "biuf":
+            raise TypeError(given.dtype)
+        # a view may be turned around, as in images[:, ::-1]
+        return torch.from_numpy(np.ascontiguousarray(given.astype(given.dtype.newbyteorder("="), copy=False)))
+    except TypeError:
+        raise BadData(f"{expected}, got {given.dtype}.", field=field) from None
 
 
 def check_labels(given: Any, count: int, classes: int | None = None) -> Tensor:
@@ -148,7 +158,10 @@ def check_labels(given: Any, count: int, classes: int | None = None) -> Tensor:
     Raises:
         BadData: wrong type, length or range.
     """
-    array = np.asarray(given) if isinstance(given, (list, tuple)) else given
+    try:
+        array = np.asarray(given) if isinstance(given, (list, tuple)) else given
+    except ValueError:
+        raise BadData("labels: expected integers of shape [N], got lists of several lengths.", field="labels") from None
     labels = _tensor(array, "labels: expected integers of shape [N]", "labels")
     if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
         shape = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__

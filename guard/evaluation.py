@@ -65,6 +65,10 @@ def evaluate(
     begun = time.perf_counter()
     count = len(guard.classes)
     clean_labels = check_labels(clean.labels, len(clean), count)
+    if triggered is not None and target is None:
+        raise BadSetting("target: triggered images need the attacker's class, a number or all2all.", field="target")
+    if isinstance(target, int) and not 0 <= target < count:
+        raise BadSetting(f"target: expected a class from 0 to {count - 1}, got {target}.", field="target")
     verdict = run(guard, clean.images, batch_size=batch_size, progress=progress, what="clean images")
     hit = _shares(verdict, clean_labels)
     fpr = float(verdict.flagged.double().mean())
@@ -88,11 +92,7 @@ def evaluate(
         figures["detection"]["fpr_target"] = float(verdict.flagged[sent].double().mean())
         figures["n"]["sent_to_target"] = int(sent.sum())
     bearing, successful = None, None
-    if triggered is not None:
-        if target is None:
-            raise BadSetting("target: triggered images need the attacker's class, a number or all2all.", field="target")
-        if isinstance(target, int) and not 0 <= target < count:
-            raise BadSetting(f"target: expected a class from 0 to {count - 1}, got {target}.", field="target")
+    if triggered is not None and target is not None:
         labels = check_labels(triggered.labels, len(triggered), count)
         wanted = (labels + 1) % count if target == "all2all" else torch.full_like(labels, int(target))
         rows = (labels != wanted).nonzero().squeeze(1)

@@ -426,6 +426,8 @@ def test_sites() -> None:
         ({"refine": "l2"}, "refine", "tv, js, kl, closed"),
         ({"quantiles": ()}, "quantiles", "below 0.5"),
         ({"quantiles": (0.6,)}, "quantiles", "below 0.5"),
+        ({"quantiles": ("a",)}, "quantiles", "below 0.5"),
+        ({"quantiles": 0.1}, "quantiles", "below 0.5"),
         ({"restarts": 0}, "restarts", "at least 1"),
         ({"max_fpr_target": 1.5}, "max_fpr_target", "between 0 and 1"),
     ],

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
-from guard.data import as_float, batches, check_images, check_labels, load_data
+from guard.data import as_float, batches, check_images, check_labels, load_data, load_images
 from guard.errors import BadData
 from guard.types import InputSpec
 
@@ -54,6 +55,8 @@ def test_npz(tmp_path: Path) -> None:
         (X, Y[:5], "labels", "expected 6, one an image, got 5"),
         (X, Y.astype(np.float32), "labels", "expected integers"),
         (X, Y > 0, "labels", "expected integers"),
+        (X, Y.astype(complex), "labels", "expected integers"),
+        (X.astype(np.longdouble), Y, "images", "uint8 or float32"),
         (X, Y[:, None], "labels", r"shape \[N\]"),
         (X, Y - 1, "labels", "got -1 to 1"),
         (X, np.array(list("abcdef")), "labels", "integers"),
@@ -121,6 +124,25 @@ def test_images_of_another_shape_than_the_models() -> None:
     assert caught.value.field == "labels"
     with pytest.raises(BadData, match=r"expected a tensor .*, got list"):
         check_images([1, 2])
+
+
+def test_views_of_arrays() -> None:
+    """Turned around, as from BGR to RGB, or with gaps, an array holds the same images; ragged labels are none."""
+    assert torch.equal(check_images(X[:, ::-1]), check_images(X).flip(1))
+    assert torch.equal(check_images(X[::2, :, ::-1]), check_images(X)[::2].flip(2))
+    with pytest.raises(BadData, match="several lengths"):
+        check_labels([[1], [1, 2]], 2)
+
+
+def test_a_picture_beside_class_folders(tmp_path: Path) -> None:
+    """It is not taken for all the images that there are."""
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
+    assert len(load_images(str(tmp_path))[0]) == 2
+    Image.new("RGB", (8, 8)).save(tmp_path / "preview.png")
+    with pytest.raises(BadData, match=r"image files \(preview.png\) and folders of them \(cat\)"):
+        load_images(str(tmp_path))
 
 
 def test_first_and_batches(tmp_path: Path) -> None:

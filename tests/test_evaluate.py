@@ -151,3 +151,9 @@ def test_bad_target(artifact: Artifact, unseen: Data, attacked: Data, target: in
     with pytest.raises(BadInput, match=says) as caught:
         guard.evaluate(artifact.guard(), unseen, part, target)
     assert caught.value.field == "target"
+
+
+def test_a_class_that_is_none_is_refused_before_the_work(artifact: Artifact, unseen: Data) -> None:
+    """Without triggered images as well, where it would only be counted."""
+    with pytest.raises(BadInput, match="a class from 0 to 9, got 99"):
+        guard.evaluate(artifact.guard(), unseen, None, 99, progress=None)  # type: ignore[arg-type]
