@@ -6,7 +6,7 @@ One replica serves the demo's poisoned network in mode flag, behind the proxy, t
 (Poisson arrivals), with a burst of 64 requests at once every half minute. Each request takes one of four manners: over
 a connection that is kept, over a new one, over one that lay idle for longer than most proxies keep it, or by a client
 that goes away before the answer. stall: an answer that took longer than two seconds. failed: whatever is not status 200
-within a minute, from clients who waited. Memory is of all processes of the server, at the first and the last period.
+within a minute, from clients who waited. Memory is of all processes of the server, once a period.
 """
 
 from __future__ import annotations

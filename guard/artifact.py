@@ -12,6 +12,7 @@ to the folder can make them anew.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -75,7 +76,7 @@ class Artifact:
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
-            torch.export.save(self.captured.program, draft / PROGRAM)
+            torch.export.save(_on_cpu(self.captured), draft / PROGRAM)
             tensors = {
                 f"{network}.{index}.{name}": tensor.cpu().contiguous()
                 for network, corrections in enumerate(self.networks)
@@ -99,6 +100,15 @@ class Artifact:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         return target
+
+
+def _on_cpu(captured: Captured) -> ExportedProgram:
+    """The program as a machine without this one's GPU can read it."""
+    if captured.device.type == "cpu":
+        return captured.program
+    from torch.export.passes import move_to_device_pass
+
+    return move_to_device_pass(copy.deepcopy(captured.program), "cpu")  # the pass writes into what it gets
 
 
 def load(

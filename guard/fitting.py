@@ -59,7 +59,7 @@ def fit(
         raise BadSetting(f"method: expected one of {', '.join(METHODS)}; got {method!r}.", field="method")
     images = check_images(images)
     captured = capture(model, images.shape[1:], mean=mean, std=std, device=device)
-    labels = check_labels(labels, len(images), captured.classes)
+    images, labels = images.cpu(), check_labels(labels, len(images), captured.classes).cpu()
     class_names = names(classes, captured.classes)
     before = _run(captured, images, settings)
     reached = accuracy(before, labels)

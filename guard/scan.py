@@ -233,8 +233,8 @@ def scan(
             f"model: it has {captured.classes} classes; a scan compares them with each other and needs at least 4.",
             field="model",
         )
-    images = check_images(images, captured.spec)
-    labels = check_labels(labels, len(images), captured.classes)
+    images = check_images(images, captured.spec).cpu()
+    labels = check_labels(labels, len(images), captured.classes).cpu()
     reached = _accuracy(captured, images, labels, settings)
     check_gradient(captured, images)
     executor = executor or local(captured)

@@ -179,7 +179,7 @@ def prune(
     settings = settings or PruneSettings()
     images = check_images(images)
     captured = capture(model, images.shape[1:], mean=mean, std=std, device=device)
-    labels = check_labels(labels, len(images), captured.classes)
+    images, labels = images.cpu(), check_labels(labels, len(images), captured.classes).cpu()
     names = class_names(classes, captured.classes)
     layers, left_out = filters(captured)
     if not layers:

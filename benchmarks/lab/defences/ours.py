@@ -37,7 +37,7 @@ def mmac(task: Task, *, bounds: str = "learned") -> Defended:
     """The clipped network alone answers every input (paper 2308.04617, Sec. 3)."""
     captured = capture(task.network, task.images.shape[1:])
     settings = guard.FitSettings(bounds=bounds, seed=task.seed)
-    bounded = Mmac(captured, task.images, task.labels, settings, task.progress).correction(
+    bounded = Mmac(captured, task.images.cpu(), task.labels.cpu(), settings, task.progress).correction(
         torch.arange(len(task.images)), task.progress
     )
     twin = build_twin(captured, bounded.clips).to(task.images.device)
