@@ -89,6 +89,7 @@ class ClassifierReplica:
 
     async def _apply(self, config: ModelConfig) -> None:
         """Make one model what ``config`` says."""
+        from deployments.engine.served import check_threshold
         from deployments.replicas import classifier_for, load
 
         before = self._served.get(config.name)
@@ -99,7 +100,9 @@ class ClassifierReplica:
         else:
             classifier = self._models.find(config.name)
             if any(getattr(config, key) != getattr(before, key) for key in ("artifact", "version", "revision")):
-                await classifier.replace(await asyncio.to_thread(load, config), config.version)
+                loaded = await asyncio.to_thread(load, config)
+                check_threshold(config.threshold, loaded)
+                await classifier.replace(loaded, config.version)
             classifier.switch(config.live.model_dump())
         self._served[config.name] = config
 

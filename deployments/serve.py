@@ -103,6 +103,7 @@ def _checked(wanted: Document) -> Document:
         BadInput: Serve would refuse it; an artifact cannot be loaded, or not on its device; a secret is missing.
     """
     import guard
+    from deployments.engine.served import check_threshold
 
     check_with_serve(wanted)
     config = wanted.guard
@@ -115,12 +116,7 @@ def _checked(wanted: Document) -> Document:
             loaded = guard.load(model.artifact, device=model.device)
         except (RuntimeError, AssertionError) as error:  # torch, of a device that is not there
             raise BadSetting(f"device: {model.device} cannot be used: {error}", field="device") from error
-        if model.threshold is not None and loaded.threshold is None:
-            raise BadSetting(
-                f"threshold: the artifact of {model.name} is of the method {loaded.method}, which has no p-values: "
-                "leave it out",
-                field="threshold",
-            )
+        check_threshold(model.threshold, loaded)
         if model.upstream is not None:
             model.upstream.secrets()
         models.append(model.model_copy(update={"revision": str(loaded.manifest["sha256"])[:16]}))

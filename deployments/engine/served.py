@@ -58,6 +58,7 @@ class Served(ABC, Generic[J, R]):
     """
 
     def __init__(self, guard: Guard, config: ModelConfig, metrics: Metrics) -> None:
+        check_threshold(config.threshold, guard)
         self.config = config
         self.live = config.live
         self.metrics = metrics
@@ -201,7 +202,9 @@ class Served(ABC, Generic[J, R]):
     def switch(self, values: dict[str, Any]) -> None:
         """Take new live settings. Settings that do not check are logged, and those in force stay."""
         try:
-            self.live = checked(Live, values)
+            live = checked(Live, values)
+            check_threshold(live.threshold, self.guard)
+            self.live = live
             self.metrics.threshold(self._threshold)
             self._tell()
         except BadSetting as error:
@@ -284,6 +287,28 @@ class Served(ABC, Generic[J, R]):
 
 
 AnyServed = Served[Any, Any]
+
+
+def check_threshold(threshold: float | None, guard: Guard) -> None:
+    """Refuse a p-value that no image can fall below.
+
+    Raises:
+        BadSetting: with the remedy.
+    """
+    if threshold is None:
+        return
+    if guard.threshold is None:
+        raise BadSetting(
+            f"threshold: the artifact is of the method {guard.method}, which has no p-values: leave it out",
+            field="threshold",
+        )
+    floor = (guard.manifest.get("threshold") or {}).get("p_value_floor", 0.0)
+    if threshold <= floor:
+        raise BadSetting(
+            f"threshold: {threshold:g} would flag nothing, for this artifact gives no p-value below {floor:.3g}: say "
+            "a larger one, or fit with more clean images or another --null",
+            field="threshold",
+        )
 
 
 def drawn(live: Live) -> bool:

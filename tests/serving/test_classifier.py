@@ -387,6 +387,16 @@ def test_swaps_without_traffic_free_what_they_replace(make_classifier) -> None:
     assert serve(classifier, scenario) == 0
 
 
+def test_a_threshold_that_flags_nothing_is_not_taken(make_classifier, caplog) -> None:
+    """The settings in force stay, and the log says why."""
+    classifier = make_classifier(mode="flag")
+    classifier.guard.manifest = {**classifier.guard.manifest, "threshold": {"p_value_floor": 0.004, "score": 1.0}}
+    before = classifier.live
+    classifier.switch({"mode": "flag", "threshold": 0.004})
+    assert classifier.live == before
+    assert "would flag nothing" in caplog.text
+
+
 def test_the_threshold_in_force_is_told(make_classifier, count) -> None:
     """A live threshold shows in the metadata and in its series."""
     classifier = make_classifier(mode="flag")

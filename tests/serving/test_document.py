@@ -10,6 +10,7 @@ import yaml
 from click.testing import CliRunner
 from hand import bna_artifact
 
+import guard
 from deployments.config import SWITCHABLE, ModelConfig, ServeConfig
 from deployments.document import Document, check_with_serve, read
 from deployments.serve import _checked, serve
@@ -255,3 +256,12 @@ def test_what_the_artifact_and_the_machine_refuse(write, tmp_path: Path, args: d
     bna_artifact(0).save(tmp_path / "hand")
     with pytest.raises(BadInput, match=field):
         _checked(read(write(args), {}))
+
+
+def test_a_threshold_that_flags_nothing_is_refused(write, tmp_path: Path, victim, digits) -> None:
+    """A conformal rank of 250 clean images is at least 1 in 251."""
+    settings = guard.FitSettings(null="conformal", fpr=0.01)
+    guard.fit(victim, digits.images[1000:1250], digits.labels[1000:1250], settings=settings).save(tmp_path / "hand")
+    _checked(read(write({"models": [{"artifact": "hand", "threshold": 0.005}]}), {}))
+    with pytest.raises(BadInput, match=r"threshold: 0\.001 would flag nothing.* below 0\.00398"):
+        _checked(read(write({"models": [{"artifact": "hand", "threshold": 0.001}]}), {}))
