@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 DAY_S = 86_400.0
 SHOWN = 64
+SETTLED_S = 10.0  # a younger image may get its line in a moment
 class_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--class", "name", metavar="NAME", help="Only images decided as this class, by its name or its index."
 )
@@ -120,15 +122,18 @@ def export(folder: Path, out: Path, name: str | None) -> None:
 @class_option
 @click.pass_obj
 def purge(folder: Path, older_than: float | None, yes: bool, name: str | None) -> None:
-    """Remove images for good."""
+    """Remove images for good; without --class also those whose line is lost or broken."""
     from deployments.events import shelf
 
-    before = None if older_than is None else time.time() - older_than * DAY_S
-    found = shelf.chosen(shelf.entries(folder), name, before=before)
+    before = math.inf if older_than is None else time.time() - older_than * DAY_S
+    found = {Path(entry.file).stem for entry in shelf.chosen(shelf.entries(folder), name, before=before)}
+    if name is None:
+        settled = min(before, time.time() - SETTLED_S)
+        found |= {one.stem for one in shelf.held(folder) if one.since < settled}
     if found and not yes:
         click.confirm(f"Remove {len(found)} images from {folder}?", abort=True, err=True)
-    for entry in found:
-        shelf.remove(folder, Path(entry.file).stem)
+    for stem in found:
+        shelf.remove(folder, stem)
     click.echo(f"{len(found)} images removed")
 
 

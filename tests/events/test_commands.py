@@ -121,6 +121,21 @@ def test_purge_asks_first(copy: Path) -> None:
     assert [one.name for one in copy.iterdir()] == ["notes.txt"]
 
 
+def test_purge_takes_what_is_broken(copy: Path) -> None:
+    """An image whose line is lost, and one whose line cannot be read, are images all the same."""
+    first, second, *_ = sorted(copy.glob("*.png"))
+    for one, line in ((first, None), (second, "{")):
+        moved = one.with_name(f"20200101T00000{'01'[line is None]}{one.name[15:]}")
+        one.rename(moved)
+        one.with_suffix(".json").unlink()
+        if line is not None:
+            moved.with_suffix(".json").write_text(line)
+    number = len(shelf.held(copy))
+    assert len(shelf.entries(copy)) == number - 2
+    assert f"{number} images removed" in call("quarantine", copy, "purge", "--yes").stdout
+    assert list(copy.iterdir()) == []
+
+
 def test_purge_takes_what_is_old_or_of_a_class(copy: Path) -> None:
     """--older-than and --class together, without asking."""
     facts = {**json.loads(next(copy.glob("*.json")).read_text()), "predicted_class": "old"}
