@@ -7,11 +7,13 @@ only from those before it:
 - ``protocol``: bytes become images, answers become bytes;
 - ``originals``: the original network's logits, where it runs elsewhere;
 - ``events``: what is told and kept of flagged requests, beside their answers;
+- ``watch``: what all replicas counted, and whether it is an attack;
 - ``engine``: a served model, from its queue to its verdict and its counters;
 - ``http`` and ``grpc``: the two surfaces;
 - ``replicas``, then ``app`` and ``composition``: all of it in Ray Serve; ``serve``: the command.
 
-Everything before ``app`` is plain Python, without Ray, and tested so.
+Everything before ``app`` is plain Python, without Ray, and tested so, but for ``originals.handle``, which asks a
+deployment of Ray Serve.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from typing import Any, TypeVar
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from guard.errors import BadSetting
 
@@ -18,6 +19,20 @@ S = TypeVar("S", bound="Settings")
 def refusal(key: str, sentence: str) -> PydanticCustomError:
     """What a validator of a whole object raises about one of its keys."""
     return PydanticCustomError(REFUSAL, "{sentence}", {"key": key, "sentence": sentence})
+
+
+def address(key: str, value: str, example: str = "http://host:port") -> SplitResult:
+    """An HTTP address in its parts. What is refused is not repeated: it may hold a password."""
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, half of an IPv6 address
+        usable = False
+    if not usable or any(letter.isspace() for letter in value):
+        raise refusal(key, f"expected {example} or {example.replace('http', 'https', 1)}")
+    if parts.username or parts.password:
+        raise refusal(key, "it is no place for credentials, as logs show it: give them as headers.authorization")
+    return parts
 
 
 class Settings(BaseModel):
@@ -36,6 +51,12 @@ class Settings(BaseModel):
         return values
 
 
+def _key(error: ErrorDetails) -> list[str]:
+    """The key that a refusal is about, unless its place names it."""
+    key = error["ctx"]["key"] if error["type"] == REFUSAL else None
+    return [] if key is None or error["loc"][-1:] == (key,) else [key]
+
+
 def checked(kind: type[S], values: dict[str, Any], prefix: str = "") -> S:
     """``kind(**values)``, with pydantic's report turned into one sentence that names the first bad key.
 
@@ -45,7 +66,7 @@ def checked(kind: type[S], values: dict[str, Any], prefix: str = "") -> S:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         ours = first["type"] == REFUSAL
-        field = prefix + ".".join(str(part) for part in (*first["loc"], *([first["ctx"]["key"]] if ours else [])))
+        field = prefix + ".".join(str(part) for part in (*first["loc"], *_key(first)))
         silent = ours or first["type"] == "missing" or SECRETS & {str(part) for part in first["loc"]}
         got = "" if silent else f", got {first['input']!r}"
         raise BadSetting(f"setting {field}: {first['msg'][:1].lower()}{first['msg'][1:]}{got}", field=field) from error

@@ -6,11 +6,11 @@ import os
 import re
 from collections.abc import Mapping
 from typing import Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from pydantic import Field, field_validator, model_validator
 
-from deployments.settings import Settings, refusal
+from deployments.settings import Settings, address, refusal
 from guard.errors import BadSetting
 
 Outputs = Literal["logits", "probabilities"]
@@ -67,11 +67,7 @@ class UpstreamSettings(Settings):
     @field_validator("url")
     @classmethod
     def _address(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise refusal("url", "expected http://host:port or https://host:port")
-        if parts.username or parts.password:
-            raise refusal("url", "it is shown in logs: give credentials as headers.authorization")
+        parts = address("url", value)
         if parts.query or parts.fragment or re.search(r"/v2(/|$)", parts.path):
             raise refusal("url", "expected the address up to /v2, without it: the model goes into upstream.model")
         return value.rstrip("/")

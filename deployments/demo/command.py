@@ -13,11 +13,12 @@ import click
 
 from deployments.proxies import free_port
 from deployments.signals import interrupt_on_signals, until_interrupted
+from guard.cli.options import json_option
 from guard.progress import bars
 
 
 @click.command()
-@click.option("--json", "json_path", metavar="FILE", help="Write the figures as JSON; - for standard output.")
+@json_option
 @click.option("--report", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Write an HTML report.")
 @click.option("--keep", is_flag=True, help="Leave the endpoint up until Ctrl-C, and print a curl line.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the endpoint.  [default: a free one]")

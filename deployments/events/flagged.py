@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -15,14 +14,12 @@ from PIL import Image
 from deployments.config import Live
 from deployments.policy import Evidence, Scored, finite
 from deployments.protocol.bodies import Model
+from deployments.protocol.traces import traceparent
 from guard.errors import BadSetting
-
-Pixels = NDArray[np.uint8]
 
 COLOURS = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names, by channels
 REQUEST_ID, TRACE = "x-request-id", "traceparent"
 LONGEST_ID = 200
-TRACEPARENT = re.compile(r"[0-9a-f]{2}(-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})")
 
 
 class Flagged(NamedTuple):
@@ -62,7 +59,7 @@ class Flagged(NamedTuple):
     def trace(self) -> str | None:
         """The W3C traceparent; None without a valid one."""
         given = self._header(TRACE)
-        return given if given and TRACEPARENT.fullmatch(given) and not given.startswith("ff") else None
+        return None if given is None else traceparent([given])
 
     def verdict(self, row: int) -> dict[str, Any]:
         """What is known of one image, JSON-able: label, predicted_class, flagged, corrected_label, score, p_value."""

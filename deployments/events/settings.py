@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from deployments.settings import Settings, refusal
+from deployments.settings import Settings, address, refusal
 from deployments.upstream import OURS, filled
 
 
@@ -46,7 +45,7 @@ class EventSettings(Settings):
         if self.url is None and self.headers:
             raise refusal("headers", "they go with url")
         if self.url is not None:
-            _check_address(self.url)
+            address("url", self.url, "http://host:port/path")
         if self.file is not None:
             _check_absolute("file", self.file)
         for name in self.headers:
@@ -82,18 +81,6 @@ class QuarantineSettings(Settings):
     def _on_every_node(self) -> QuarantineSettings:
         _check_absolute("folder", self.folder)
         return self
-
-
-def _check_address(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise refusal("url", "expected http://host:port/path or https://host:port/path")
-    if parts.username or parts.password:
-        raise refusal("url", "it is no place for credentials: give them as headers.authorization")
 
 
 def _check_absolute(key: str, path: Path) -> None:

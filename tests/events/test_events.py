@@ -117,6 +117,7 @@ def test_clean_requests_are_no_events(make, receiver, counted) -> None:
         {},
         {"traceparent": "rubbish", "x-request-id": "a\x1b[2Jb"},
         {"traceparent": TRACE + "-x"},
+        {"traceparent": f"00-{'0' * 32}-00f067aa0ba902b7-01"},
         {"x-request-id": "9" * 999},
     ],
 )

@@ -253,15 +253,18 @@ def test_a_variable_that_is_not_set_is_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "field"),
     [
-        ({"url": "u:8000"}, "upstream.url.url"),
-        ({"url": "http://a:b@u"}, "upstream.url.url"),
-        ({"url": "http://u/v2/models/m"}, "upstream.url.url"),
+        ({"url": "u:8000"}, "upstream.url"),
+        ({"url": "http://a:b@u"}, "upstream.url"),
+        ({"url": "http://u:abc"}, "upstream.url"),
+        ({"url": "http://u:99999"}, "upstream.url"),
+        ({"url": "http://u u/"}, "upstream.url"),
+        ({"url": "http://u/v2/models/m"}, "upstream.url"),
         ({"mean": [0.5]}, "upstream.mean"),
         ({"mean": [0.5], "std": [0]}, "upstream.std"),
         ({"mean": [0.5], "std": [1], "datatype": "UINT8"}, "upstream.datatype"),
         ({"outputs": "softmax"}, "upstream.outputs"),
-        ({"forward": ["Host"]}, "upstream.forward.forward"),
-        ({"headers": {"Content-Length": "1"}}, "upstream.headers.headers"),
+        ({"forward": ["Host"]}, "upstream.forward"),
+        ({"headers": {"Content-Length": "1"}}, "upstream.headers"),
         ({"timeout": 3}, "upstream.timeout"),
     ],
 )
@@ -437,3 +440,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def test_a_broken_address_tells_no_password() -> None:
+    """What cannot be taken apart may hold one."""
+    with pytest.raises(BadSetting) as refused:
+        checked(ModelConfig, {"artifact": "a", "upstream": {"url": "http://user:secret@[::1", "model": "m"}})
+    assert refused.value.field == "upstream.url"
+    assert "secret" not in str(refused.value)
