@@ -11,6 +11,7 @@ import inspect
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,10 @@ from PIL import Image
 from torch import Tensor
 
 from guard.errors import BadData
-from guard.pictures import upright
+from guard.pictures import MODES, upright
 from guard.types import InputSpec
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 @dataclass(frozen=True)
@@ -59,30 +59,40 @@ def batches(images: Tensor, size: int) -> Iterator[Tensor]:
         yield as_float(images[start : start + size]).contiguous()
 
 
-def load_data(source: str, *, size: tuple[int, int] | None = None) -> Data:
+def load_data(source: str, *, size: tuple[int, int] | None = None, channels: int | None = None) -> Data:
     """Open DATA as the command line names it.
 
     Args:
         source: see the module's docstring. size: (height, width) that images of a folder or a torchvision
-            dataset are resized to (bilinear, antialiased); None wants them all of one size.
+            dataset are resized to (bilinear, antialiased); None wants them all of one size. channels: what such images
+            are converted to, 1 (grey), 3 (RGB) or 4 (RGBA); None: RGB, or as the dataset has them.
 
     Raises:
         BadData: what was found instead, and the remedy.
     """
     if source.startswith("torchvision:"):
-        return _torchvision(source, size)
+        return _torchvision(source, size, None if channels is None else _mode(channels))
     path = Path(source)
     if path.is_dir():
-        return _folder(path, size)
+        return _folder(path, size, _mode(channels or 3))
     if path.suffix == ".npz":
-        return _npz(path)
+        data = _npz(path)
+        if channels not in (None, data.images.shape[1]):
+            raise BadData(
+                f"channels: {path} holds images of {data.images.shape[1]} channels, {channels} are wanted; arrays are "
+                "not converted.",
+                field="channels",
+            )
+        return data
     raise BadData(
         f"data: {source!r} is neither an .npz file, a folder of class folders, nor torchvision:DATASET:ROOT[:SPLIT].",
         field="data",
     )
 
 
-def load_images(source: str, *, size: tuple[int, int] | None = None) -> tuple[Tensor, tuple[str, ...] | None]:
+def load_images(
+    source: str, *, size: tuple[int, int] | None = None, channels: int | None = None
+) -> tuple[Tensor, tuple[str, ...] | None]:
     """Images [N, C, H, W] for what needs no labels, and the names of their files: a folder of image files, or what
     `load_data` takes (without names).
 
@@ -92,14 +102,22 @@ def load_images(source: str, *, size: tuple[int, int] | None = None) -> tuple[Te
     path = Path(source)
     files = _image_files(path) if path.is_dir() else []
     if not files:
-        return load_data(source, size=size).images, None
-    if beside := [folder for folder in path.iterdir() if folder.is_dir() and _image_files(folder)]:
+        return load_data(source, size=size, channels=channels).images, None
+    if beside := [folder for folder in path.iterdir() if _holds_images(folder)]:
         raise BadData(
             f"data: {path} holds image files ({files[0].name}) and folders of them ({min(beside).name}): which are "
             "meant? Move one or the other.",
             field="data",
         )
-    return _stack([(str(file), _decoded(file, size)) for file in files]), tuple(file.name for file in files)
+    mode = _mode(channels or 3)
+    return _stack([(str(file), _decoded(file, size, mode)) for file in files]), tuple(file.name for file in files)
+
+
+def _mode(channels: int) -> str:
+    """Pillow's name for images of so many channels."""
+    if channels not in MODES:
+        raise BadData(f"channels: image files have 1, 3 or 4, not {channels}: give an .npz.", field="channels")
+    return MODES[channels]
 
 
 def check_images(given: Any, spec: InputSpec | None = None) -> Tensor:
@@ -146,8 +164,8 @@ def _tensor(given: Any, expected: str, field: str) -> Any:
     try:
         if given.dtype.kind not in "biuf":
             raise TypeError(given.dtype)
-        # a view may be turned around, as in images[:, ::-1]
-        return torch.from_numpy(np.ascontiguousarray(given.astype(given.dtype.newbyteorder("="), copy=False)))
+        turned = any(stride < 0 for stride in given.strides)  # as in images[:, ::-1]: torch has no such views
+        return torch.from_numpy(given.astype(given.dtype.newbyteorder("="), order="C" if turned else "K", copy=turned))
     except TypeError:
         raise BadData(f"{expected}, got {given.dtype}.", field=field) from None
 
@@ -205,7 +223,7 @@ def _npz(path: Path) -> Data:
     return Data(images, check_labels(y, len(images)), None, str(path))
 
 
-def _folder(path: Path, size: tuple[int, int] | None) -> Data:
+def _folder(path: Path, size: tuple[int, int] | None, mode: str) -> Data:
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
     if len(folders) < 2:
         raise BadData(
@@ -219,7 +237,7 @@ def _folder(path: Path, size: tuple[int, int] | None) -> Data:
             raise BadData(
                 f"data: the class folder {folder} holds no image ({', '.join(sorted(SUFFIXES))}).", field="data"
             )
-        arrays += [(str(file), _decoded(file, size)) for file in files]
+        arrays += [(str(file), _decoded(file, size, mode)) for file in files]
         labels += [label] * len(files)
     return Data(_stack(arrays), torch.tensor(labels), tuple(folder.name for folder in folders), str(path))
 
@@ -228,16 +246,22 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
 
 
-def _decoded(file: Path, size: tuple[int, int] | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _holds_images(folder: Path) -> bool:
+    with suppress(PermissionError):
+        return not folder.name.startswith(".") and folder.is_dir() and bool(_image_files(folder))
+    return False
+
+
+def _decoded(file: Path, size: tuple[int, int] | None, mode: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """uint8 [C, H, W]."""
     try:
         with Image.open(file) as image:
-            return _pixels(upright(image, "RGB"), size)
+            return _pixels(upright(image, mode), size)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadData(f"data: {file} cannot be decoded: {error}.", field="data") from error
 
 
-def _torchvision(source: str, size: tuple[int, int] | None) -> Data:
+def _torchvision(source: str, size: tuple[int, int] | None, mode: str | None) -> Data:
     import torchvision
 
     parts = source.split(":", 3)
@@ -262,7 +286,7 @@ def _torchvision(source: str, size: tuple[int, int] | None) -> Data:
         labels = []
         for index in range(len(dataset)):
             image, label = dataset[index]
-            arrays.append((f"image {index}", _pixels(image, size)))
+            arrays.append((f"image {index}", _pixels(image if mode is None else image.convert(mode), size)))
             labels.append(label)
     except (RuntimeError, OSError, ValueError, TypeError, AttributeError, ImportError, LookupError) as error:
         raise BadData(f"data: {source} cannot be read: {error}. Nothing is downloaded here.", field="data") from error

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names, by channels
 ORIENTATION = 0x0112  # the EXIF tag, and what its values ask for
 TURNS: dict[Any, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

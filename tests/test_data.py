@@ -130,6 +130,10 @@ def test_views_of_arrays() -> None:
     """Turned around, as from BGR to RGB, or with gaps, an array holds the same images; ragged labels are none."""
     assert torch.equal(check_images(X[:, ::-1]), check_images(X).flip(1))
     assert torch.equal(check_images(X[::2, :, ::-1]), check_images(X)[::2].flip(2))
+    shown = X.transpose(0, 2, 3, 1)
+    assert check_images(shown.transpose(0, 3, 1, 2)).numpy().base is not None  # no copy of what can be large
+    with pytest.raises(BadData, match="shape"):
+        check_labels(np.array(3), 1)
     with pytest.raises(BadData, match="several lengths"):
         check_labels([[1], [1, 2]], 2)
 
@@ -141,6 +145,12 @@ def test_a_picture_beside_class_folders(tmp_path: Path) -> None:
         Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
     assert len(load_images(str(tmp_path))[0]) == 2
     Image.new("RGB", (8, 8)).save(tmp_path / "preview.png")
+    with pytest.raises(BadData, match=r"preview.png"):
+        load_images(str(tmp_path))
+    for name in ("cat", "dog"):
+        (tmp_path / name).rename(tmp_path / f".{name}")
+    assert load_images(str(tmp_path))[1] == ("preview.png",)
+    (tmp_path / ".cat").rename(tmp_path / "cat")
     with pytest.raises(BadData, match=r"image files \(preview.png\) and folders of them \(cat\)"):
         load_images(str(tmp_path))
 

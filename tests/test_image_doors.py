@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deployments.protocol.images import decode
-from guard.data import load_data
+from guard.data import load_data, load_images
 from guard.errors import BadData
 from guard.types import InputSpec
 
@@ -42,6 +42,24 @@ def test_folder(tmp_path: Path) -> None:
     assert data.classes == ("cat", "dog")
     assert data.labels.tolist() == [0, 0, 1, 1]
     assert np.array_equal(data.images.numpy(), X[[2, 3, 0, 1]])
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (4, "RGBA")])
+def test_files_for_a_model_of_other_channels(tmp_path: Path, channels: int, mode: str) -> None:
+    """Grey files for a model that takes grey, files with transparency for one that takes that; else they are RGB."""
+    pixels = np.random.default_rng(1).integers(0, 256, (4, channels, 8, 5)).astype(np.uint8)
+    for index, one in enumerate(pixels):
+        write(tmp_path / "ab"[index // 2] / f"{index}.png", one[0] if channels == 1 else one.transpose(1, 2, 0))
+    with Image.open(tmp_path / "a" / "0.png") as first:
+        assert first.mode == mode
+    assert np.array_equal(load_data(str(tmp_path), channels=channels).images.numpy(), pixels)
+    assert np.array_equal(load_images(str(tmp_path / "b"), channels=channels)[0].numpy(), pixels[2:])
+    assert load_data(str(tmp_path)).images.shape == (4, 3, 8, 5)
+    np.savez(tmp_path / "d.npz", x=pixels, y=[0, 0, 1, 1])
+    with pytest.raises(BadData, match=f"holds images of {channels} channels, 3 are wanted"):
+        load_data(str(tmp_path / "d.npz"), channels=3)
+    with pytest.raises(BadData, match=r"1, 3 or 4, not 2: give an .npz"):
+        load_data(str(tmp_path), channels=2)
 
 
 def test_a_file_is_read_as_the_server_reads_it(tmp_path: Path) -> None:
@@ -129,6 +147,7 @@ def test_torchvision_splits(tmp_path: Path) -> None:
     assert np.array_equal(train.images.numpy(), grey[:4, None])
     assert train.labels.tolist() == Y[:4].tolist()
     assert len(train.classes or ()) == 10
+    assert load_data(f"torchvision:MNIST:{tmp_path}", channels=3).images.shape == (2, 3, 8, 5)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -412,3 +414,11 @@ def test_what_goes_wrong_accuses_nobody(
     weights, clean = files
     arguments = ["scan", MODEL, "--weights", weights, "--clean", clean, "--device", "cpu"]
     assert CliRunner().invoke(main, arguments).exit_code == status
+
+
+def test_a_log_that_is_full_accuses_nobody(tmp_path: Path) -> None:
+    """Where standard error cannot be written, as in a pipe that nobody reads, the status is that of what went wrong."""
+    command = [sys.executable, "-m", "guard", "scan", "nosuch:thing", "--clean", "x.npz"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=full, cwd=tmp_path, timeout=120, check=False)
+    assert done.returncode == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
 DAY_S = 86_400.0
 SHOWN = 64
-SETTLED_S = 10.0  # a younger image may get its line in a moment
 class_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--class", "name", metavar="NAME", help="Only images decided as this class, by its name or its index."
 )
@@ -125,11 +123,11 @@ def purge(folder: Path, older_than: float | None, yes: bool, name: str | None) -
     """Remove images for good; without --class also those whose line is lost or broken."""
     from deployments.events import shelf
 
-    before = math.inf if older_than is None else time.time() - older_than * DAY_S
-    found = {Path(entry.file).stem for entry in shelf.chosen(shelf.entries(folder), name, before=before)}
+    before = None if older_than is None else time.time() - older_than * DAY_S
     if name is None:
-        settled = min(before, time.time() - SETTLED_S)
-        found |= {one.stem for one in shelf.held(folder) if one.since < settled}
+        found = [one.stem for one in shelf.held(folder) if before is None or one.since < before]
+    else:
+        found = [Path(entry.file).stem for entry in shelf.chosen(shelf.entries(folder), name, before=before)]
     if found and not yes:
         click.confirm(f"Remove {len(found)} images from {folder}?", abort=True, err=True)
     for stem in found:

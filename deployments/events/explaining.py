@@ -61,7 +61,9 @@ def explain(
         click.echo(f"{len(every) - len(ours)} images were flagged for another network and are left out", err=True)
     label = _label(ours, tuple(loaded.manifest["classes"]), name)
     kept = pictures.read(folder, [entry for entry in ours if entry.label == label], bars)
-    found = explanation.explain(loaded, kept.images, label, guard.load_data(clean, size=size), bars)
+    found = explanation.explain(
+        loaded, kept.images, label, guard.load_data(clean, size=size, channels=loaded.captured.spec.channels), bars
+    )
     out.mkdir(parents=True, exist_ok=True)
     report.figure(found).savefig(out / "explain.png", dpi=120)
     write_json(found.to_json(), str(out / "explain.json"))

@@ -16,8 +16,8 @@ from deployments.policy import Evidence, Scored, finite
 from deployments.protocol.bodies import Model
 from deployments.protocol.traces import traceparent
 from guard.errors import BadSetting
+from guard.pictures import MODES
 
-COLOURS = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names, by channels
 REQUEST_ID, TRACE = "x-request-id", "traceparent"
 LONGEST_ID = 200
 
@@ -99,7 +99,7 @@ def check_channels(channels: int, setting: str) -> None:
     Raises:
         BadSetting: named after ``setting``.
     """
-    if channels not in COLOURS:
+    if channels not in MODES:
         raise BadSetting(
             f"setting {setting}: the model's images have {channels} channels, a PNG takes 1, 3 or 4: leave it out",
             field=setting,

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from deployments.events.flagged import COLOURS
 from deployments.events.shelf import Entry
 from guard.errors import BadData
+from guard.pictures import MODES
 from guard.progress import Progress, silent
 
 COLUMNS = 8
@@ -80,7 +80,7 @@ def _pixels(path: Path) -> NDArray[np.uint8] | None:
     """uint8 [C, H, W]; None where the file is gone."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            if image.mode not in COLOURS.values():
+            if image.mode not in MODES.values():
                 raise ValueError(f"its pixels are {image.mode}")
             pixels = np.asarray(image, dtype=np.uint8)
     except FileNotFoundError:

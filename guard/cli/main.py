@@ -16,6 +16,7 @@ import click
 from click.core import ParameterSource
 
 from guard.cli.options import (
+    channels_option,
     classes_of,
     classes_option,
     device_option,
@@ -143,6 +144,7 @@ def main() -> None:
 @click.option("--seed", default=0, show_default=True, help="Of every random draw.")
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is there.")
 @size_option
+@channels_option
 @device_option
 @json_option
 @click.pass_context
@@ -168,6 +170,7 @@ def fit(
     seed: int,
     overwrite: bool,
     size: Any,
+    channels: int | None,
     device: str | None,
     json_path: str | None,
 ) -> None:
@@ -195,7 +198,7 @@ def fit(
     if out.exists() and not overwrite:
         raise guard.errors.BadArtifact(f"out: {out} exists; choose another folder, or give --overwrite.", field="out")
     network = guard.load_model(model, weights)
-    data = guard.load_data(clean, size=size)
+    data = guard.load_data(clean, size=size, channels=channels)
     data = data.first(per_class) if per_class else data
     artifact = guard.fit(
         network,
@@ -255,8 +258,8 @@ def evaluate(
     loaded = guard.load(artifact, device=pick_device(device))
     result = guard.evaluate(
         loaded,
-        guard.load_data(clean, size=size),
-        guard.load_data(triggered, size=size) if triggered else None,
+        guard.load_data(clean, size=size, channels=loaded.spec.channels),
+        guard.load_data(triggered, size=size, channels=loaded.spec.channels) if triggered else None,
         target,
         progress=bars,
     )
@@ -296,7 +299,7 @@ def score(artifact: str, data: str, out: Path, size: Any, device: str | None) ->
     from guard.progress import bars
 
     loaded = guard.load(artifact, device=pick_device(device))
-    images, names = load_images(data, size=size)
+    images, names = load_images(data, size=size, channels=loaded.spec.channels)
     verdict = run(loaded, images, batch_size=64, progress=bars, what="images")
     draft = out.with_name(f".{out.name}.part")
     with draft.open("w", newline="") as file:

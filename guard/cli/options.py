@@ -23,7 +23,7 @@ def size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> t
     if value is None:
         return None
     sides = [part.strip() for part in value.split(",")]
-    if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
+    if len(sides) != 2 or not all(side.isdecimal() and len(side) < 7 and int(side) for side in sides):
         raise click.BadParameter(f"expected HEIGHT,WIDTH, got {value!r}")
     return int(sides[0]), int(sides[1])
 
@@ -87,6 +87,11 @@ min_accuracy_option: Option = click.option(
     "--min-accuracy", type=float, help="Refuse a model that is right on a smaller share of DATA."
 )
 size_option: Option = click.option("--size", callback=size, metavar="H,W", help="Resize images of DATA to this size.")
+channels_option: Option = click.option(
+    "--channels",
+    type=click.Choice([1, 3, 4]),
+    help="Convert image files of DATA: grey, RGB or RGBA.  [default: 3; as a torchvision dataset has them]",
+)
 json_option: Option = click.option(
     "--json",
     "json_path",

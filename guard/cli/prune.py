@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from guard.cli.options import (
+    channels_option,
     device_option,
     json_option,
     mean_option,
@@ -43,6 +44,7 @@ from guard.cli.options import (
 @click.option("--seed", default=0, show_default=True, help="Of the order of images.")
 @click.option("--overwrite", is_flag=True, help="Replace a pruned model that is there.")
 @size_option
+@channels_option
 @device_option
 @json_option
 def prune(
@@ -60,6 +62,7 @@ def prune(
     seed: int,
     overwrite: bool,
     size: Any,
+    channels: int | None,
     device: str | None,
     json_path: str | None,
 ) -> None:
@@ -79,7 +82,7 @@ def prune(
         raise guard.errors.BadArtifact(f"out: {out} exists; choose another folder, or give --overwrite.", field="out")
     check_place(out, overwrite)
     network = guard.load_model(model, weights)
-    data = guard.load_data(clean, size=size)
+    data = guard.load_data(clean, size=size, channels=channels)
     data = data.first(per_class) if per_class else data
     pruned = repair(
         network,

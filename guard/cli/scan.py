@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import click
 import numpy as np
 
 from guard.cli.options import (
+    channels_option,
     classes_option,
     device_option,
     json_option,
@@ -36,20 +37,26 @@ LISTED = 20  # rows of the table at most
 
 @contextmanager
 def no_accusation() -> Iterator[None]:
-    """Exit status 1 says that a backdoor was found: whatever goes wrong ends with another."""
+    """Exit status 1 says that a backdoor was found: whatever goes wrong ends with another, said or not."""
     try:
         yield
-    except (BadInput, OSError, click.ClickException):  # 2
+    except click.ClickException:  # 2
         raise
     except KeyboardInterrupt:
-        click.echo("guard: interrupted: nothing was found out", err=True)
-        sys.exit(130)
+        status, said = 130, "interrupted: nothing was found out"
+    except BadInput as error:
+        status, said = 2, str(error)
     except GuardError as error:
-        click.echo(f"guard: {error}", err=True)
-        sys.exit(3)
-    except Exception:
-        traceback.print_exc()
-        sys.exit(3)
+        status, said = 3, str(error)
+    except OSError as error:
+        status, said = 3, f"{error.filename or 'file'}: {error.strerror or error}"
+    except Exception as error:
+        status, said = 3, f"the scan failed: {error}\n{traceback.format_exc()}"
+    else:
+        return
+    with suppress(OSError):  # standard error may be what broke
+        click.echo(f"guard: {said}", err=True)
+    sys.exit(status)
 
 
 @click.command()
@@ -92,6 +99,7 @@ def no_accusation() -> Iterator[None]:
     help="Draw the scores and every trigger found.  [default: nothing is written]",
 )
 @size_option
+@channels_option
 @device_option
 @json_option
 @no_accusation()
@@ -112,6 +120,7 @@ def scan(
     distributed: bool,
     triggers: Path | None,
     size: Any,
+    channels: int | None,
     device: str | None,
     json_path: str | None,
 ) -> None:
@@ -138,9 +147,12 @@ def scan(
         inversion=InversionSettings(restarts=restarts, images_at_once=images_at_once, seed=seed),
     )
     if triggers:
-        triggers.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is refused before the work
+        try:
+            triggers.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is refused before the work
+        except OSError as error:
+            raise click.BadParameter(f"{triggers}: {error.strerror}", param_hint="--triggers") from None
     network = guard.load_model(model, weights)
-    data = guard.load_data(clean, size=size)
+    data = guard.load_data(clean, size=size, channels=channels)
     data = data.first(per_class) if per_class else data
     images = check_images(data.images)
     captured = capture(network, images.shape[1:], mean=mean, std=std, device=pick_device(device))
@@ -150,6 +162,8 @@ def scan(
         found = look(captured, images, data.labels, settings, progress=bars, executor=running)
     for warning in found.warnings:
         click.echo(f"warning: {warning}", err=True)
+    if json_path != "-":
+        click.echo(describe(found, names, model))
     if json_path:
         write_json(found.to_json(), json_path)
     if triggers:
@@ -157,8 +171,6 @@ def scan(
 
         for path in save_pictures(found, captured, images, data.labels, names, triggers):
             click.echo(f"written: {path}", err=True)
-    if json_path != "-":
-        click.echo(describe(found, names, model))
     sys.exit(1 if found.backdoored else 0)
 
 

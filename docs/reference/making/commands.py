@@ -79,7 +79,7 @@ def _metavar(one: click.Parameter) -> str:
     if one.metavar:
         return one.metavar
     if isinstance(one.type, click.Choice):
-        return "|".join(one.type.choices)
+        return "|".join(str(choice) for choice in one.type.choices)
     return (one.name or "").upper() if isinstance(one, click.Argument) else one.type.name.upper().removesuffix(" RANGE")
 
 
