@@ -13,11 +13,12 @@ from guard.errors import BadSetting
 
 REFUSAL = "refusal"
 SECRETS = {"keys", "headers", "ssl_keyfile_password"}  # settings whose value no message repeats
+ADDRESSES = {"url", "upstream", "events"}  # nor of these, where people put passwords
 S = TypeVar("S", bound="Settings")
 
 
 def refusal(key: str, sentence: str) -> PydanticCustomError:
-    """What a validator of a whole object raises about one of its keys."""
+    """What a validator of a whole object raises about one of its keys; that of a single setting gives ""."""
     return PydanticCustomError(REFUSAL, "{sentence}", {"key": key, "sentence": sentence})
 
 
@@ -25,10 +26,10 @@ def address(key: str, value: str, example: str = "http://host:port") -> SplitRes
     """An HTTP address in its parts. What is refused is not repeated: it may hold a password."""
     try:
         parts = urlsplit(value)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number, half of an IPv6 address
+        usable = parts.scheme in ("http", "https") and bool((parts.hostname or "").encode("idna")) and parts.port != 0
+    except ValueError:  # a port that is no number, half of an IPv6 address, a name that no server can have
         usable = False
-    if not usable or any(letter.isspace() for letter in value):
+    if not usable or not value.isprintable() or " " in value:
         raise refusal(key, f"expected {example} or {example.replace('http', 'https', 1)}")
     if parts.username or parts.password:
         raise refusal(key, "it is no place for credentials, as logs show it: give them as headers.authorization")
@@ -52,9 +53,9 @@ class Settings(BaseModel):
 
 
 def _key(error: ErrorDetails) -> list[str]:
-    """The key that a refusal is about, unless its place names it."""
-    key = error["ctx"]["key"] if error["type"] == REFUSAL else None
-    return [] if key is None or error["loc"][-1:] == (key,) else [key]
+    """The key that a refusal is about, where its place does not name it."""
+    key = error["ctx"]["key"] if error["type"] == REFUSAL else ""
+    return [key] if key else []
 
 
 def checked(kind: type[S], values: dict[str, Any], prefix: str = "") -> S:
@@ -67,6 +68,7 @@ def checked(kind: type[S], values: dict[str, Any], prefix: str = "") -> S:
         first = error.errors(include_url=False)[0]
         ours = first["type"] == REFUSAL
         field = prefix + ".".join(str(part) for part in (*first["loc"], *_key(first)))
-        silent = ours or first["type"] == "missing" or SECRETS & {str(part) for part in first["loc"]}
+        places = {str(part) for part in first["loc"]}
+        silent = ours or first["type"] == "missing" or SECRETS & places or ADDRESSES & {*map(str, first["loc"][-1:])}
         got = "" if silent else f", got {first['input']!r}"
         raise BadSetting(f"setting {field}: {first['msg'][:1].lower()}{first['msg'][1:]}{got}", field=field) from error

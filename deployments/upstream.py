@@ -67,9 +67,9 @@ class UpstreamSettings(Settings):
     @field_validator("url")
     @classmethod
     def _address(cls, value: str) -> str:
-        parts = address("url", value)
+        parts = address("", value)
         if parts.query or parts.fragment or re.search(r"/v2(/|$)", parts.path):
-            raise refusal("url", "expected the address up to /v2, without it: the model goes into upstream.model")
+            raise refusal("", "expected the address up to /v2, without it: the model goes into upstream.model")
         return value.rstrip("/")
 
     @field_validator("forward")
@@ -78,7 +78,7 @@ class UpstreamSettings(Settings):
         lower = tuple(name.lower() for name in value)
         for name in lower:
             if name in OURS:
-                raise refusal("forward", f"{name} belongs to one connection or body: leave it out")
+                raise refusal("", f"{name} belongs to one connection or body: leave it out")
         return lower
 
     @field_validator("headers")
@@ -86,7 +86,7 @@ class UpstreamSettings(Settings):
     def _fixed(cls, value: dict[str, str]) -> dict[str, str]:
         for name in value:
             if name.lower() in OURS:
-                raise refusal("headers", f"{name} belongs to one connection or body: leave it out")
+                raise refusal("", f"{name} belongs to one connection or body: leave it out")
         return value
 
     @model_validator(mode="after")

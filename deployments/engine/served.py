@@ -305,8 +305,8 @@ def check_threshold(threshold: float | None, guard: Guard) -> None:
     floor = (guard.manifest.get("threshold") or {}).get("p_value_floor", 0.0)
     if threshold <= floor:
         raise BadSetting(
-            f"threshold: {threshold:g} would flag nothing, for this artifact gives no p-value below {floor:.3g}: say "
-            "a larger one, or fit with more clean images or another --null",
+            f"threshold: below {threshold:g} no image is flagged, for this artifact's smallest p-value is {floor:.3g}: "
+            f"say {1.01 * floor:.3g} or more, or fit with more clean images or another --null",
             field="threshold",
         )
 

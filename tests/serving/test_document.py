@@ -263,5 +263,5 @@ def test_a_threshold_that_flags_nothing_is_refused(write, tmp_path: Path, victim
     settings = guard.FitSettings(null="conformal", fpr=0.01)
     guard.fit(victim, digits.images[1000:1250], digits.labels[1000:1250], settings=settings).save(tmp_path / "hand")
     _checked(read(write({"models": [{"artifact": "hand", "threshold": 0.005}]}), {}))
-    with pytest.raises(BadInput, match=r"threshold: 0\.001 would flag nothing.* below 0\.00398"):
+    with pytest.raises(BadInput, match=r"threshold: below 0\.001 no image .* is 0\.00398: say 0\.00402 or more"):
         _checked(read(write({"models": [{"artifact": "hand", "threshold": 0.001}]}), {}))

@@ -33,6 +33,7 @@ from deployments.upstream import UpstreamSettings
 from guard.errors import BadSetting
 from guard.types import InputSpec
 
+pytestmark = pytest.mark.alone  # timeouts of half a second
 INFER = "/v2/models/hand/infer"
 
 
@@ -258,6 +259,9 @@ def test_a_variable_that_is_not_set_is_refused() -> None:
         ({"url": "http://u:abc"}, "upstream.url"),
         ({"url": "http://u:99999"}, "upstream.url"),
         ({"url": "http://u u/"}, "upstream.url"),
+        ({"url": "http://u\x7f/"}, "upstream.url"),
+        ({"url": "http://ü..de/"}, "upstream.url"),
+        ({"upstream": {}}, "upstream.upstream"),
         ({"url": "http://u/v2/models/m"}, "upstream.url"),
         ({"mean": [0.5]}, "upstream.mean"),
         ({"mean": [0.5], "std": [0]}, "upstream.std"),
@@ -442,9 +446,17 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_a_broken_address_tells_no_password() -> None:
+@pytest.mark.parametrize(
+    ("upstream", "field"),
+    [
+        ({"url": "http://user:secret@[::1", "model": "m"}, "upstream.url"),
+        ({"url": ["http://user:secret@u"], "model": "m"}, "upstream.url"),
+        ("http://user:secret@u", "upstream"),
+    ],
+)
+def test_a_broken_address_tells_no_password(upstream: object, field: str) -> None:
     """What cannot be taken apart may hold one."""
     with pytest.raises(BadSetting) as refused:
-        checked(ModelConfig, {"artifact": "a", "upstream": {"url": "http://user:secret@[::1", "model": "m"}})
-    assert refused.value.field == "upstream.url"
+        checked(ModelConfig, {"artifact": "a", "upstream": upstream})
+    assert refused.value.field == field
     assert "secret" not in str(refused.value)
