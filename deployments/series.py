@@ -21,8 +21,7 @@ TENTHS = tuple(tenth / 10 for tenth in range(1, 11))
 
 class Series(NamedTuple):
     """One family. labels: beside ``model``, which all of them have. buckets: of a histogram; empty where the artifact
-    says. source: who exports it, each replica or the watch over all of them. unused: why no panel and no alert reads
-    it."""
+    says. source: who exports it, each replica or the watch over all of them."""
 
     name: str
     kind: Kind
@@ -30,7 +29,6 @@ class Series(NamedTuple):
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
     source: Literal["replica", "watch"] = "replica"
-    unused: str = ""
 
 
 TABLE = (

@@ -84,7 +84,7 @@ def stage_seconds(url: str, system: str) -> dict[str, tuple[float, float]]:
     return {stage: (seconds, count) for stage, (seconds, count) in found.items()}
 
 
-def measure(run: Run, url: str, kind: str, loads: list[float], seconds: float, rounds: int) -> list[dict[str, Any]]:
+def measure(run: Run, kind: str, loads: list[float], seconds: float, rounds: int) -> list[dict[str, Any]]:
     """One row a load and system."""
     samples: dict[tuple[float, str], list[Any]] = {}
     with click.progressbar(length=len(loads) * len(SYSTEMS) * rounds, label=kind, file=sys.stderr) as bar:
@@ -92,11 +92,10 @@ def measure(run: Run, url: str, kind: str, loads: list[float], seconds: float, r
             for load in loads:
                 turn = number % len(SYSTEMS)
                 for system in SYSTEMS[turn:] + SYSTEMS[:turn]:
-                    before, begun = cpu_seconds(system), time.perf_counter()
+                    before = cpu_seconds(system)
                     users, rate = (int(load), 0.0) if kind == "closed" else (OPEN_USERS, load)
                     found = run(infer(system), users=users, seconds=seconds, rate=rate)
                     found["cpu"] = cpu_seconds(system) - before
-                    found["share"] = seconds / (time.perf_counter() - begun)
                     samples.setdefault((load, system), []).append(found)
                     bar.update(1)
     rows = []
@@ -193,8 +192,8 @@ def main(seconds: float, rounds: int, clients: str, rates: str, proxy: Proxy, ou
         with running(first, proxy=proxy) as server:
             _serve_beside(made)
             run = Run(server.url, folder)
-            rows = measure(run, server.url, "closed", [float(n) for n in clients.split(",") if n], seconds, rounds)
-            rows += measure(run, server.url, "open", [float(n) for n in rates.split(",") if n], seconds, rounds)
+            rows = measure(run, "closed", [float(n) for n in clients.split(",") if n], seconds, rounds)
+            rows += measure(run, "open", [float(n) for n in rates.split(",") if n], seconds, rounds)
             figures = about | {
                 "proxy": server.proxy,
                 "rows": rows,

@@ -35,11 +35,6 @@ class Gatherer(Generic[E]):
         self._worker: asyncio.Task[None] | None = None
         self._oldest = 0.0
 
-    @property
-    def idle(self) -> bool:
-        """Nothing waits and nothing runs."""
-        return self._size == 0
-
     async def put(self, entry: E, size: int) -> None:
         """Leave ``entry`` for later. Starts the worker when it is the first."""
         async with self._changed:

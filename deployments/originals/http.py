@@ -37,7 +37,7 @@ class UpstreamHttp:
     which the server in front limits: a slow answer holds nobody else.
 
     Args:
-        settings: where and how. channels, classes: of the guard's model. transport: for tests.
+        settings: where and how. channels, classes: of the guard's model.
 
     Raises:
         BadSetting: mean and std do not fit the channels, or a header's variable is not set.
@@ -49,7 +49,6 @@ class UpstreamHttp:
         *,
         channels: int,
         classes: int,
-        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         if settings.mean is not None and len(settings.mean) != channels:
             raise BadSetting(
@@ -63,7 +62,6 @@ class UpstreamHttp:
             base_url=settings.url,
             timeout=httpx.Timeout(settings.timeout_s, connect=settings.connect_timeout_s, pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=KEEP_ALIVE_S),
-            transport=transport,
         )
 
     async def logits(self, images: NDArray[np.float32], headers: Mapping[str, str]) -> NDArray[np.float32]:
