@@ -47,6 +47,15 @@ AMID_THE_TEXT = {  # what runs in no time: the mention, and the folder in which 
 TAKEN = "port 8000 is taken, and this machine lets nobody have a network of their own"
 
 
+def marks(page: str) -> list[pytest.MarkDecorator]:
+    """What a page takes: the machine for itself where it serves, and for one networks of others."""
+    found = [pytest.mark.alone] if any("guard serve" in step.text for step in steps_of(page)) else []
+    if page == CHECKPOINT:
+        absent = not (SHARED / "models" / "networks.py").is_file()
+        found += [pytest.mark.shared, pytest.mark.skipif(absent, reason="../shared is absent")]
+    return found
+
+
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_programs_take_the_commands(page: Path) -> None:
     """Commands, options, routes and files exist, what is required is there, choices and numbers are possible."""
@@ -71,22 +80,7 @@ def test_nothing_is_left_out(page: Path) -> None:
     assert {command.program for command in mentions(page)} <= CHECKS.keys() | MENTIONED_ALONE
 
 
-@pytest.mark.alone
-@pytest.mark.parametrize(
-    "page",
-    [
-        pytest.param(
-            page,
-            marks=[
-                pytest.mark.shared,
-                pytest.mark.skipif(not (SHARED / "models" / "networks.py").is_file(), reason="../shared is absent"),
-            ]
-            if page == CHECKPOINT
-            else (),
-        )
-        for page in pages_that_run()
-    ],
-)
+@pytest.mark.parametrize("page", [pytest.param(page, marks=marks(page)) for page in pages_that_run()])
 def test_a_page_runs(page: str, ran: Callable[[str], Told]) -> None:
     """Its commands in order, each ending well; `guard serve` comes up, answers the page's requests, and ends with 0."""
     if not apart() and any("guard serve" in step.text for step in steps_of(page)) and _taken(8000):

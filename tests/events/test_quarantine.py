@@ -212,6 +212,7 @@ def test_several_writers_keep_the_bounds(tmp_path: Path) -> None:
     assert len(list(folder.iterdir())) == 2 * len(there)
 
 
+@pytest.mark.alone
 def test_a_flood_is_dropped_and_counted(make, tmp_path: Path, counted, monkeypatch) -> None:
     """A disk that hangs delays no answer: what does not fit into the queue is dropped."""
     gate, put = threading.Event(), shelf.put

@@ -29,6 +29,7 @@ from benchmarks.lab.training import Recipe
 from deployments.distributed import session
 from guard.data import Data, as_float
 
+pytestmark = pytest.mark.alone
 RECIPE = Recipe(width=8, stride=1, epochs=6, batch=50, shift=1, mirror=False, dtype="float32")
 PLAN = Plan(
     "Digits",

@@ -51,6 +51,14 @@ def title(pid: int) -> str:
         return ""
 
 
+def alive(pid: int) -> bool:
+    """``pid`` runs; a zombie that nobody has collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def descendants(pid: int) -> list[int]:
     """The processes that ``pid`` started, and those that these started, by /proc."""
     parents = {}

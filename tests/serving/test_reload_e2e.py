@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from hand import bna_artifact, image
-from processes import free_port, replicas, start, stop, wait_for
+from processes import alive, descendants, free_port, replicas, start, stop, wait_for
 
 ANT, TRIGGERED = image(0.3, 0.1, 0.0), image(1.0, 0.2, 0.1)
 
@@ -63,10 +63,13 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         one.process = process
         yield one
     finally:
+        family = descendants(process.pid)
         stop(process)
         reader.join()
         process.stderr.close()
     assert process.returncode == 0
+    assert len(family) > 3
+    wait_for(lambda: not any(alive(pid) for pid in family), 10)
 
 
 def reload(one: Running, said: str) -> None:

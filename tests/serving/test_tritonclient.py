@@ -501,6 +501,7 @@ def test_a_bomb_of_a_message_is_refused(start, channel) -> None:
     assert caught.value.code() is grpcio.StatusCode.RESOURCE_EXHAUSTED
 
 
+@pytest.mark.alone
 def test_who_cancels_gives_up_the_place_in_the_queue(start, channel) -> None:
     """A cancelled call and one past its deadline never reach the network."""
     served = start()
