@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
 from guard.errors import BadSetting
 
@@ -52,12 +52,6 @@ class Settings(BaseModel):
         return values
 
 
-def _key(error: ErrorDetails) -> list[str]:
-    """The key that a refusal is about, where its place does not name it."""
-    key = error["ctx"]["key"] if error["type"] == REFUSAL else ""
-    return [key] if key else []
-
-
 def checked(kind: type[S], values: dict[str, Any], prefix: str = "") -> S:
     """``kind(**values)``, with pydantic's report turned into one sentence that names the first bad key.
 
@@ -67,8 +61,9 @@ def checked(kind: type[S], values: dict[str, Any], prefix: str = "") -> S:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         ours = first["type"] == REFUSAL
-        field = prefix + ".".join(str(part) for part in (*first["loc"], *_key(first)))
-        places = {str(part) for part in first["loc"]}
-        silent = ours or first["type"] == "missing" or SECRETS & places or ADDRESSES & {*map(str, first["loc"][-1:])}
+        places = [str(part) for part in first["loc"]]
+        key = first["ctx"]["key"] if ours else ""
+        field = prefix + ".".join([*places, key] if key else places)
+        silent = ours or first["type"] == "missing" or SECRETS & {*places} or ADDRESSES & {*places[-1:]}
         got = "" if silent else f", got {first['input']!r}"
         raise BadSetting(f"setting {field}: {first['msg'][:1].lower()}{first['msg'][1:]}{got}", field=field) from error
