@@ -17,6 +17,8 @@ from typing import IO, Self, cast
 
 import httpx
 
+from deployments.proxies import READY, READY_S
+
 BRIDGE, NETWORK = "guard-hosts", "10.213.7"
 OWN = Path("/tmp/guard-hosts")  # the folder that each host has for itself
 MOST = 4  # machines that anything here has at once
@@ -24,7 +26,12 @@ BIN = Path(sys.executable).parent
 FIRST = (
     "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN); print(flush=True); signal.pause()"  # buries others
 )
-ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "PYTHONUNBUFFERED": "1",
+    READY: str(READY_S),
+}
 
 
 def missing() -> str | None:

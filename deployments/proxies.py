@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +20,10 @@ from guard.errors import BadSetting
 Proxy = Literal["auto", "haproxy", "serve"]
 PROXIES: tuple[Proxy, ...] = ("auto", "haproxy", "serve")
 ENABLED = "RAY_SERVE_ENABLE_HA_PROXY"
+READY = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
 DRAIN_S = 2.0
+READY_S = 30.0  # Ray's own 5 s are too short where other work fills the machine: it kills the proxy that is late
+PORTS = range(20_000, 30_000)  # between those of Ray's workers and of Serve's replicas, and below what the system gives
 
 
 def choose(wanted: Proxy, *, https: bool = False) -> Proxy:
@@ -46,6 +51,7 @@ def prepare(proxy: Proxy, folder: Path) -> None:
     """Set the environment of the cluster that this process is about to start; HAProxy's files go into ``folder``, which
     must be private (its socket lets whoever reaches it steer HAProxy) and have a short path."""
     os.environ[ENABLED] = "1" if proxy == "haproxy" else "0"
+    os.environ.setdefault(READY, str(READY_S))
     if proxy != "haproxy":
         return
     private = {
@@ -67,8 +73,13 @@ def prepare(proxy: Proxy, folder: Path) -> None:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port that nobody listens on now, nor soon by chance: nobody is given one of `PORTS` without asking for it.
+
+    Raises:
+        OSError: none of a hundred is free.
+    """
+    for port in secrets.SystemRandom().sample(PORTS, 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise OSError(f"no free port from {PORTS.start} to {PORTS.stop - 1}")

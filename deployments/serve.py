@@ -146,6 +146,7 @@ def _check_room(config: ServeConfig) -> None:
 
 def _start_serve(served: Document) -> None:
     from ray import serve as ray_serve
+    from ray.exceptions import RayError
 
     from deployments import app
 
@@ -156,8 +157,10 @@ def _start_serve(served: Document) -> None:
             http_options=served.http_options.model_dump(),
             logging_config=app.QUIET,
         )
-    except RuntimeError as error:
-        raise StartFailed(f"Ray Serve could not start: {error}") from error
+    except (RuntimeError, RayError, TimeoutError) as error:
+        if "bind" in str(error):
+            _check_port(served.http_options.host, served.http_options.port, "--port")  # since the first look
+        raise StartFailed(f"Ray Serve could not start: {_reason([str(error)])}") from error
     _deploy(served)
 
 

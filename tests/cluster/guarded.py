@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from benchmarks.hosts import OWN, Host, Hosts
+from deployments.watch.nodes import entries
 
 BODY = json.dumps({"instances": image(1.0, 0.2, 0.1).tolist()}).encode()  # flagged
 ROUTE = "/v1/models/hand:predict"
@@ -58,6 +59,13 @@ def answering(host: Host) -> bool:
     return httpx.get(f"http://{host.address}:8000/v2/health/ready").status_code == 200
 
 
+def deployed(hosts: Hosts) -> bool:
+    """Whether every replica is up, as Serve says, and the metrics are told."""
+    told(hosts, "guard_requests_total")
+    said = httpx.get(f"http://{hosts.hosts[0].address}:8265/api/serve/applications/", timeout=30).raise_for_status()
+    return all(one["status"] == "RUNNING" for one in said.json()["applications"].values())
+
+
 def counting(host: Host) -> bool:
     """Whether replicas on it have begun to count."""
     return bool(list((host.folder / "metrics").glob("counter_*.db")))
@@ -70,6 +78,13 @@ def counted(hosts: Hosts) -> float:
         for sample in told(hosts, "guard_requests_total")
         if sample.labels["verdict"] in ("clean", "flagged")
     )
+
+
+def counted_elsewhere(hosts: Hosts) -> float:
+    """Those of them that other machines have told the head of."""
+    copies = (hosts.hosts[0].folder / "metrics" / "nodes").glob("*/counter_*.db")
+    found = [(json.loads(key), value) for copy in copies for key, value, _ in entries(copy)]
+    return sum(value for key, value in found if key[1] == "guard_requests_total")
 
 
 def evidence(hosts: Hosts) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import httpx
@@ -13,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deployments.config import ModelConfig, ServeConfig
 from deployments.document import document
+from deployments.proxies import free_port
 from deployments.serve import running
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # Ray's own use of pydantic
@@ -23,13 +23,10 @@ def test_bna_is_served_like_any_method(tmp_path: Path, monkeypatch: pytest.Monke
     a second network, and neither answers nor series know of a p-value."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     artifact = bna_artifact(0).save(tmp_path / "suspicion")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     ant, bee, triggered = image(0.3, 0.1, 0.0), image(0.1, 0.3, 0.0), image(1.0, 0.2, 0.1)
     asked = [bee, triggered, np.concatenate([bee, bee]), np.concatenate([ant, bee])]
     model = ModelConfig(artifact=artifact, mode="correct", expose_scores=True)
-    served = document(ServeConfig(models=[model], cpus_per_replica=0.1), host="127.0.0.1", port=port)
+    served = document(ServeConfig(models=[model], cpus_per_replica=0.1), host="127.0.0.1", port=free_port())
     with running(served) as server, httpx.Client(base_url=server.url, timeout=30) as http:
         answers = [
             http.post("/v1/models/suspicion:predict", json={"instances": images.tolist()}).raise_for_status().json()

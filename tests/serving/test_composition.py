@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from torch import nn
 
 import deployments
 import guard
+from deployments.proxies import READY, READY_S, free_port
 from guard.data import Data
 from guard.errors import BadInput
 from guard.types import Verdict
@@ -39,6 +39,7 @@ def ray() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv(READY, str(READY_S))
         patch.setenv("OMP_NUM_THREADS", "1")
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         try:
@@ -120,10 +121,7 @@ def test_the_page_is_right(
     example, one_liner = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     names: dict[str, Any] = {"__name__": "page"}
     exec(compile(example, "docs/wrap.md", "exec"), names)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.start(http_options={"host": "127.0.0.1", "port": (port := free_port())})
     serve.run(names["app"], name="page", route_prefix="/page")
     body = io.BytesIO()
     np.save(body, images)

@@ -16,7 +16,9 @@ import httpx
 import pytest
 import yaml
 from hand import bna_artifact, image
-from processes import descendants, free_port, wait_for
+from processes import descendants, wait_for
+
+from deployments.proxies import READY, READY_S, free_port
 
 TRIGGERED = image(1.0, 0.2, 0.1)
 BIN = Path(sys.executable).parent
@@ -81,7 +83,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        env=os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env=os.environ
+        | {"RAY_AUTH_MODE": "disabled", READY: str(READY_S), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
 
     def up() -> bool:

@@ -17,11 +17,12 @@ from pathlib import Path
 import httpx
 import pytest
 from hand import bna_artifact, image
-from processes import free_port, wait_for
+from processes import wait_for
 from web import answer_of, head, trickle
 
 from deployments.config import ModelConfig, ServeConfig
 from deployments.document import Document, document
+from deployments.proxies import free_port
 from deployments.serve import Server, running
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # Ray's own use of pydantic

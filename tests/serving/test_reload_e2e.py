@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import yaml
 from hand import bna_artifact, image
-from processes import alive, descendants, free_port, replicas, start, stop, wait_for
+from processes import alive, descendants, replicas, start, stop, wait_for
+
+from deployments.proxies import free_port
 
 ANT, TRIGGERED = image(0.3, 0.1, 0.0), image(1.0, 0.2, 0.1)
 

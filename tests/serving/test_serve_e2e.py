@@ -15,13 +15,14 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from processes import alive, descendants, free_port, start, wait_for
+from processes import alive, descendants, start, title, wait_for
 from prometheus_client.parser import text_string_to_metric_families
 from torch import nn
 
 import guard
 from deployments.config import ModelConfig, ServeConfig
 from deployments.document import document
+from deployments.proxies import free_port
 from deployments.serve import running
 from guard.types import Verdict
 
@@ -236,6 +237,22 @@ def test_a_taken_port_is_one_sentence(artifact: Path) -> None:
     assert process.returncode == 2
     assert errors.startswith(f"guard serve: port {port}")
     assert len(errors.splitlines()) == 1
+
+
+def test_a_port_that_is_taken_meanwhile_is_one_sentence(artifact: Path, environment: None) -> None:
+    """By another process, in the seconds in which Ray starts: the last line says so, not a trace."""
+    port = free_port()
+    process = start(str(artifact), "--port", str(port))
+    try:
+        wait_for(lambda: any("gcs_server" in title(pid) for pid in descendants(process.pid)), 60)
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", port))
+            taken.listen()
+            _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 2
+    assert errors.splitlines()[-1].startswith(f"guard serve: port {port} on 127.0.0.1 cannot be used")
 
 
 def test_a_missing_artifact_is_one_sentence(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from deployments.errors import UpstreamFailed
 from deployments.http.ingress import build_http_app
 from deployments.originals.http import UpstreamHttp
 from deployments.originals.original import as_logits
+from deployments.proxies import free_port
 from deployments.settings import checked
 from deployments.upstream import UpstreamSettings
 from guard.errors import BadSetting
@@ -438,12 +438,6 @@ def wrap_anew(url: str, **settings) -> Wrapped:
 def softmax(logits: np.ndarray) -> np.ndarray:
     e = np.exp((logits - logits.max(1, keepdims=True)).astype(np.float64))
     return e / e.sum(1, keepdims=True)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ spec:
         - {name: HOME, value: /tmp}
         - {name: RAY_USAGE_STATS_ENABLED, value: "0"}
         - {name: RAY_SERVE_ENABLE_HA_PROXY, value: "1"}
+        - {name: RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S, value: "30"}
         {{- if eq $values.rayAuth "disabled" }}
         - {name: RAY_AUTH_MODE, value: disabled}
         {{- end }}
