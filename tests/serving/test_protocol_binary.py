@@ -179,7 +179,7 @@ def test_a_truth_value_is_one_byte_of_zero_or_one() -> None:
     assert content[json_length:] == b"\x00\x01"
 
 
-GZIP, ZLIB = gzip.compress(b"x" * 1000), zlib.compress(b"x" * 1000)
+GZIP, ZLIB = gzip.compress(b"x" * 1000, mtime=0), zlib.compress(b"x" * 1000)
 
 
 def test_a_compressed_body_is_what_it_was() -> None:
@@ -200,7 +200,7 @@ def test_a_compressed_body_is_what_it_was() -> None:
         (ZLIB[:-4], "deflate", BadRequest, "body"),
         (GZIP[:-8] + b"\0" * 8, "gzip", BadRequest, "body"),
         (GZIP + GZIP, "gzip", BadRequest, "body"),
-        (gzip.compress(b"x" * 1001), "gzip", TooLarge, "body"),
+        (gzip.compress(b"x" * 1001, mtime=0), "gzip", TooLarge, "body"),
     ],
 )
 def test_a_compressed_body_that_is_none_is_refused(data: bytes, encoding: str, kind, field: str) -> None:
