@@ -10,6 +10,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from served import settle
 
+from deployments.proxies import free_port
+
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 FLAGS = (
     "--headless=new",
@@ -34,7 +36,7 @@ class Browser(webdriver.Chrome):
         for flag in (*FLAGS, f"--user-data-dir={profile}"):
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        super().__init__(options, Service(str(DRIVER)))
+        super().__init__(options, Service(str(DRIVER), port=free_port()))
 
     def find(self, name: str) -> WebElement:
         return self.find_element(By.ID, name)
