@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from guard.capture import Captured
-from guard.data import as_float
+from guard.data import as_float, batches
 from guard.errors import BadData, BadSetting
+
+
+@torch.inference_mode()
+def logits_of(network: Callable[[Tensor], Tensor], images: Tensor, batch_size: int, device: torch.device) -> Tensor:
+    """Logits float32 [N, K], on the CPU, of a network on ``device`` for images [N, C, H, W], a batch at a time."""
+    return torch.cat([network(batch.to(device)).float().cpu() for batch in batches(images, batch_size)])
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

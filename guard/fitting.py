@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from guard.artifact import FORMAT, FORMAT_VERSION, Artifact
-from guard.capture import Captured, capture
-from guard.checks import accuracy, check_accuracy, names
+from guard.capture import capture
+from guard.checks import accuracy, check_accuracy, logits_of, names
 from guard.config import FitSettings
 from guard.data import batches, check_images, check_labels
 from guard.detector import join
@@ -61,7 +61,7 @@ def fit(
     captured = capture(model, images.shape[1:], mean=mean, std=std, device=device)
     images, labels = images.cpu(), check_labels(labels, len(images), captured.classes).cpu()
     class_names = names(classes, captured.classes)
-    before = _run(captured, images, settings)
+    before = logits_of(captured.module(), images, settings.batch_size, captured.device)
     reached = accuracy(before, labels)
     check_accuracy(captured, images, labels, reached, settings.min_accuracy)
     fitted = METHODS[method].fit(captured, images, labels, settings, progress)
@@ -103,11 +103,3 @@ def _inputs(images: Tensor) -> dict[str, list[float]]:
         name: [float(f"{value:.4g}") for value in np.quantile(column, grid)]
         for name, column in zip(("brightness", "contrast"), columns, strict=True)
     }
-
-
-def _run(captured: Captured, images: Tensor, settings: FitSettings) -> Tensor:
-    """Logits float32 [N, K] of the original network."""
-    module = captured.module()
-    with torch.inference_mode():
-        rows = [module(batch.to(captured.device)).float().cpu() for batch in batches(images, settings.batch_size)]
-    return torch.cat(rows)

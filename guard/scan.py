@@ -21,9 +21,9 @@ from scipy import stats
 from torch import Tensor
 
 from guard.capture import Captured
-from guard.checks import accuracy, check_accuracy
+from guard.checks import accuracy, check_accuracy, logits_of
 from guard.config import at_least, between
-from guard.data import as_float, batches, check_images, check_labels
+from guard.data import as_float, check_images, check_labels
 from guard.errors import BadModel, BadSetting
 from guard.executors import Advance, Executor
 from guard.inversion import KINDS, InversionSettings, Problem, Trigger, Work, invert, largest_norm, local, memory
@@ -401,10 +401,7 @@ def margin_p_value(margins: Floats) -> float | None:
 
 
 def _accuracy(captured: Captured, images: Tensor, labels: Tensor, settings: ScanSettings) -> float:
-    network = captured.module()
-    with torch.no_grad():
-        size = settings.inversion.images_at_once
-        logits = torch.cat([network(batch.to(captured.device)).cpu() for batch in batches(images, size)])
+    logits = logits_of(captured.module(), images, settings.inversion.images_at_once, captured.device)
     reached = accuracy(logits, labels)
     check_accuracy(captured, images, labels, reached, settings.min_accuracy)
     return reached

@@ -50,7 +50,7 @@ def explain(
     activations went beyond the guard's bounds.
     """
     import guard
-    from deployments.events import explanation, pictures, report, shelf
+    from deployments.events import drawing, explanation, pictures, shelf
     from guard.artifact import load_artifact
     from guard.progress import bars
 
@@ -65,7 +65,7 @@ def explain(
         loaded, kept.images, label, guard.load_data(clean, size=size, channels=loaded.captured.spec.channels), bars
     )
     out.mkdir(parents=True, exist_ok=True)
-    report.figure(found).savefig(out / "explain.png", dpi=120)
+    drawing.figure(found).savefig(out / "explain.png", dpi=120)
     write_json(found.to_json(), str(out / "explain.json"))
     top, left, bottom, right = found.box
     click.echo(

@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 
 from guard.capture import Captured
+from guard.checks import logits_of
 from guard.config import FitSettings
 from guard.corrections import Renormalise
-from guard.data import as_float, batches
+from guard.data import as_float
 from guard.divergence import DIVERGENCES, soft_histogram
 from guard.errors import BadData, BadSetting, NotConverged
 from guard.inversion import InversionSettings, Problem, Trigger, invert
@@ -384,6 +385,4 @@ class Bench:
 
     def _decide(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Decisions int64 [N] of a network."""
-        with torch.inference_mode():
-            size = self.settings.batch_size
-            return torch.cat([network(b.to(self.captured.device)).argmax(1).cpu() for b in batches(images, size)])
+        return logits_of(network, images, self.settings.batch_size, self.captured.device).argmax(1)

@@ -10,13 +10,13 @@ lower bound get a lower one too. No weight changes. Two ways to the bounds:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from guard.capture import Captured
+from guard.checks import accuracy, logits_of
 from guard.config import FitSettings
 from guard.corrections import Clip
 from guard.data import as_float, batches
@@ -180,11 +180,12 @@ def learn_bounds(
             optimiser.zero_grad()
             (squared + weight * largest).backward()
             if step % rule.weight_every == 0 or step == rule.steps - 1:
-                accuracy = _accuracy(prefix, twin, images, labels, settings.batch_size, device)
-                kept = accuracy >= rule.accuracy * own_accuracy
+                logits = logits_of(lambda x: twin.corrected(prefix(x)), images, settings.batch_size, device)
+                reached = accuracy(logits, labels)
+                kept = reached >= rule.accuracy * own_accuracy
                 feasible += kept
                 history.append({"step": step, "squared_error": squared.item(), "margin": largest.item(),
-                                "weight": weight, "accuracy": accuracy})  # fmt: skip
+                                "weight": weight, "accuracy": reached})  # fmt: skip
                 if kept and largest.item() < best_margin:
                     best_margin = largest.item()
                     best = Bounds(*({index: v.detach().clone() for index, v in part.items()} for part in shift))
@@ -212,16 +213,3 @@ def _place(clips: dict[int, Clip], bounds: Bounds) -> None:
 
 def _detached(bounds: Bounds) -> Bounds:
     return Bounds(*({index: value.detach() for index, value in part.items()} for part in bounds))
-
-
-def _accuracy(
-    prefix: Callable[[Tensor], tuple[Tensor, ...]],
-    twin: Twin,
-    images: Tensor,
-    labels: Tensor,
-    batch_size: int,
-    device: torch.device,
-) -> float:
-    with torch.no_grad():
-        decided = [twin.corrected(prefix(batch.to(device))).argmax(1).cpu() for batch in batches(images, batch_size)]
-    return float((torch.cat(decided) == labels).double().mean())

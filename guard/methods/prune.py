@@ -27,10 +27,10 @@ from torch.export.passes import move_to_device_pass
 from torch.nn import functional as F
 
 from guard.capture import Captured, capture
-from guard.checks import check_accuracy
+from guard.checks import accuracy, check_accuracy, logits_of
 from guard.checks import names as class_names
 from guard.config import at_least, between
-from guard.data import as_float, batches, check_images, check_labels
+from guard.data import as_float, check_images, check_labels
 from guard.errors import BadArtifact, BadModel, NotConverged
 from guard.folders import swap
 from guard.methods.suspicion import Layer, filters, measure, outliers, score, suspiciousness
@@ -190,8 +190,8 @@ def prune(
             + ". Pruning is for convolutional classifiers; guard it with `guard fit` instead.",
             field="model",
         )
-    accuracy = {"original": _accuracy(captured, images, labels, settings.batch_size)}
-    check_accuracy(captured, images, labels, accuracy["original"], settings.min_accuracy)
+    reached = {"original": _accuracy(captured, images, labels, settings.batch_size)}
+    check_accuracy(captured, images, labels, reached["original"], settings.min_accuracy)
     original = captured.fingerprint()
 
     factors = measure(captured, layers, images, labels, batch=settings.batch, progress=progress)
@@ -199,9 +199,9 @@ def prune(
     found = {layer.name: outliers(scores[layer.name], settings.mu) for layer in layers}
     silenced = {layer: found[layer.name][1] for layer in layers}
     silence(captured, silenced)  # the captured program is a copy of the model, and this call's own
-    accuracy["pruned"] = _accuracy(captured, images, labels, settings.batch_size)
+    reached["pruned"] = _accuracy(captured, images, labels, settings.batch_size)
     fine_tune(captured, silenced, images, labels, settings, progress)
-    accuracy["fine_tuned"] = _accuracy(captured, images, labels, settings.batch_size)
+    reached["fine_tuned"] = _accuracy(captured, images, labels, settings.batch_size)
     if captured.device.type != "cpu":
         captured = replace(captured, program=move_to_device_pass(captured.program, "cpu"))
 
@@ -215,7 +215,7 @@ def prune(
         "settings": settings.to_json(),
         "images": len(images),
         "images_per_class": torch.bincount(labels, minlength=captured.classes).tolist(),
-        "accuracy": accuracy,
+        "accuracy": reached,
         "layers": [_row(layer, scores[layer.name], *found[layer.name]) for layer in layers],
         "left_out": left_out,
         "warnings": _warnings(labels, captured.classes),
@@ -294,7 +294,4 @@ def fine_tune(
 
 def _accuracy(captured: Captured, images: Tensor, labels: Tensor, batch_size: int) -> float:
     """Share of images that the program decides right."""
-    module = captured.module()
-    with torch.inference_mode():
-        decided = [module(batch.to(captured.device)).argmax(1).cpu() for batch in batches(images, batch_size)]
-    return float((torch.cat(decided) == labels.cpu()).double().mean())
+    return accuracy(logits_of(captured.module(), images, batch_size, captured.device), labels.cpu())

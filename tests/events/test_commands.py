@@ -211,7 +211,7 @@ def test_a_method_without_bounds_has_no_sites(kept: Path, unseen: Data) -> None:
     """The maps are there all the same, and the picture says so."""
     from hand import bna_artifact
 
-    from deployments.events.report import figure
+    from deployments.events.drawing import figure
 
     small = np.random.default_rng(0).integers(0, 255, (6, 3, 4, 4), np.uint8)
     clean = Data(unseen.images[:30, :, :4, :4], unseen.labels[:30] % 3, None, "crops")

@@ -10,6 +10,7 @@ from torch import Tensor
 import guard
 from benchmarks.lab.defences.base import Answer, Defended, Task, repaired
 from guard.capture import capture
+from guard.checks import logits_of
 from guard.data import batches
 from guard.detector import join
 from guard.methods.mmac import Mmac
@@ -43,9 +44,7 @@ def mmac(task: Task, *, bounds: str = "learned") -> Defended:
     twin = build_twin(captured, bounded.clips).to(task.images.device)
 
     def answer(images: Tensor) -> Answer:
-        with torch.inference_mode():
-            rows = [twin(batch)[1].argmax(1).cpu() for batch in batches(images, BATCH)]
-        return Answer(torch.cat(rows))
+        return Answer(logits_of(lambda batch: twin(batch)[1], images, BATCH, images.device).argmax(1))
 
     return answer
 
@@ -56,7 +55,7 @@ def prune(task: Task) -> Defended:
         task.network, task.images, task.labels, settings=PruneSettings(seed=task.seed), progress=task.progress
     )
     module = pruned.captured.module().to(task.images.device)
-    return lambda images: Answer(_decided(module, images))
+    return lambda images: Answer(logits_of(module, images, BATCH, images.device).argmax(1))
 
 
 def undefended(task: Task) -> Defended:
@@ -75,8 +74,3 @@ def _guarded(task: Task, method: str, settings: guard.FitSettings) -> Defended:
         return Answer(verdict.corrected_label, verdict.score, verdict.flagged)
 
     return answer
-
-
-def _decided(module: torch.nn.Module, images: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return torch.cat([module(batch).argmax(1).cpu() for batch in batches(images, BATCH)])
