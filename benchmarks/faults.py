@@ -36,6 +36,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import guard
 from benchmarks import record
+from benchmarks.processes import replicas
 from deployments.config import ModelConfig, ServeConfig
 from deployments.demo import story
 from deployments.document import Document, document
@@ -69,18 +70,6 @@ def expected(artifacts: dict[str, Path], images: NDArray[np.uint8]) -> Expected:
 def to_bytes(images: torch.Tensor) -> NDArray[np.uint8]:
     """[0, 1] or bytes → bytes."""
     return (as_float(images) * 255).round().byte().numpy()
-
-
-def replicas() -> list[int]:
-    """The processes of the classifier's replicas, by their titles."""
-    found = []
-    for line in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if line.read_bytes().startswith(b"ray::ServeReplica:guard:classifier"):
-                found.append(int(line.parent.name))
-        except OSError:
-            continue
-    return sorted(found)
 
 
 def serving() -> int:
@@ -184,7 +173,7 @@ async def fault_run(
                 await asyncio.sleep(kill_every)
                 while not work.done() and await asyncio.to_thread(serving) < 2:
                     await asyncio.sleep(0.2)
-                alive = replicas()
+                alive = replicas("guard", "classifier")
                 if not work.done():
                     os.kill(alive[0], signal.SIGKILL)
                     killed.append(alive[0])

@@ -24,7 +24,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
@@ -38,6 +37,7 @@ import yaml
 from benchmarks import record
 from benchmarks.hosts import OWN, Host, Hosts, missing, until
 from benchmarks.load.driver import Run, write_bodies
+from benchmarks.processes import cpu_seconds, title, titles
 from benchmarks.serving_cost import SIZE, artifacts, network
 from deployments.proxies import ENABLED
 from guard.capture import capture
@@ -99,12 +99,6 @@ def replicas(host: Host, name: str) -> list[int]:
     return [process for process in host.processes() if title(process).startswith(f"ray::ServeReplica:{name}:")]
 
 
-def title(process: int) -> str:
-    with suppress(OSError):
-        return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    return ""
-
-
 def cpu(hosts: Hosts, name: str) -> dict[str, float]:
     """Seconds of processor time so far, by who took it; the other application's replicas do nothing meanwhile."""
     head, *workers = hosts.hosts
@@ -118,18 +112,11 @@ def cpu(hosts: Hosts, name: str) -> dict[str, float]:
                 group = "proxies"
             else:
                 group = "rest of the workers"
-            found[group] += seconds_of(process)
-    found["head"] = sum(map(seconds_of, head.processes()))
-    clients = [int(one.name) for one in Path("/proc").glob("[0-9]*") if " -m locust " in title(int(one.name))]
-    found["clients"] = sum(map(seconds_of, clients))
+            found[group] += cpu_seconds(process)
+    found["head"] = sum(map(cpu_seconds, head.processes()))
+    clients = [process for process, told in titles() if " -m locust " in told]
+    found["clients"] = sum(map(cpu_seconds, clients))
     return found
-
-
-def seconds_of(process: int) -> float:
-    with suppress(OSError):
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return 0.0
 
 
 def measure(hosts: Hosts, phase: str, runs: Sequence[Run], *, clients: int, seconds: float, images: int) -> Any:

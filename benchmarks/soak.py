@@ -27,6 +27,7 @@ import numpy as np
 
 from benchmarks import record
 from benchmarks.faults import NAME, served, to_bytes
+from benchmarks.processes import resident_bytes, titles
 from deployments.demo import story
 from deployments.proxies import PROXIES, Proxy, free_port
 from deployments.serve import running
@@ -120,17 +121,10 @@ class Soak:
 
 def memory_mib() -> float:
     """Resident memory of Ray's and the proxy's processes."""
-    total = 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        if int(folder.name) == os.getpid():
-            continue
-        try:
-            line = (folder / "cmdline").read_bytes()
-            if b"ray::" in line or b"haproxy" in line:
-                total += int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        except OSError:
-            continue
-    return total / 2**20
+    theirs = [
+        process for process, told in titles() if process != os.getpid() and ("ray::" in told or "haproxy" in told)
+    ]
+    return sum(map(resident_bytes, theirs)) / 2**20
 
 
 @click.command(help=__doc__)

@@ -10,7 +10,6 @@ plots, and the figures as JSON.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks import record
 from benchmarks.load import report
 from benchmarks.load.driver import WARM_UP_S, Run, write_bodies
+from benchmarks.processes import cpu_seconds, replicas
 from benchmarks.serving_cost import SIZE, artifacts, network
 from deployments.config import MODES, ModelConfig, ServeConfig
 from deployments.document import document
@@ -58,19 +58,6 @@ def infer(system: str) -> str:
     return f"/{system}/v2/models/{system}/infer"
 
 
-def cpu_seconds(system: str) -> float:
-    """Processor time of the replica of one application so far."""
-    title = f"ray::ServeReplica:{system}:".encode()
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if (entry / "cmdline").read_bytes().startswith(title):
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        except OSError:
-            continue
-    raise RuntimeError(f"no replica of {system}")
-
-
 def stage_seconds(url: str, system: str) -> dict[str, tuple[float, float]]:
     """stage → (seconds, count) so far."""
     found = {stage: [0.0, 0.0] for stage in STAGES}
@@ -92,10 +79,11 @@ def measure(run: Run, kind: str, loads: list[float], seconds: float, rounds: int
             for load in loads:
                 turn = number % len(SYSTEMS)
                 for system in SYSTEMS[turn:] + SYSTEMS[:turn]:
-                    before = cpu_seconds(system)
+                    (replica,) = replicas(system)
+                    before = cpu_seconds(replica)
                     users, rate = (int(load), 0.0) if kind == "closed" else (OPEN_USERS, load)
                     found = run(infer(system), users=users, seconds=seconds, rate=rate)
-                    found["cpu"] = cpu_seconds(system) - before
+                    found["cpu"] = cpu_seconds(replica) - before
                     samples.setdefault((load, system), []).append(found)
                     bar.update(1)
     rows = []

@@ -22,7 +22,7 @@ SHARED = ROOT.parent / "shared"
 CHECKPOINT = "docs/guard-a-checkpoint.md"
 FRONT = "README.md"  # while its server is up, pages that take one for granted ask it
 MARK = "\x1e"  # in front of a place in a page, on both of a script's outputs
-TIMEOUT_S = 300.0
+TIMEOUT_S = 600.0
 # Words in blocks that are not `bash`, and what is there to put in their place. A second DIR is another folder.
 STAND_INS = {
     "MODEL": "networks.py:digits",

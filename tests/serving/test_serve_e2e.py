@@ -15,11 +15,12 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from processes import alive, descendants, start, title, wait_for
+from processes import alive, descendants, start, wait_for
 from prometheus_client.parser import text_string_to_metric_families
 from torch import nn
 
 import guard
+from benchmarks.processes import title
 from deployments.config import ModelConfig, ServeConfig
 from deployments.document import document
 from deployments.proxies import free_port
