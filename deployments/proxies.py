@@ -23,7 +23,7 @@ ENABLED = "RAY_SERVE_ENABLE_HA_PROXY"
 READY = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
 DRAIN_S = 2.0
 READY_S = 30.0  # Ray's own 5 s are too short where other work fills the machine: it kills the proxy that is late
-PORTS = range(20_000, 30_000)  # between those of Ray's workers and of Serve's replicas, and below what the system gives
+PORTS = range(20_000, 30_000)  # between those of Ray's workers and of Serve's replicas, and below what Linux gives
 
 
 def choose(wanted: Proxy, *, https: bool = False) -> Proxy:
@@ -62,9 +62,12 @@ def prepare(proxy: Proxy, folder: Path) -> None:
     }
     os.environ.update({name: str(path) for name, path in private.items()})
     for name, value in {
-        # Neither can be switched off, nor bound to one address: at least no two servers of a host fight over them.
+        # None can be switched off, the first two not be bound to one address: at least no two servers of a host share
+        # them. Of the proxies behind HAProxy, for when it knows of no replica, the other server's would answer.
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
@@ -73,7 +76,8 @@ def prepare(proxy: Proxy, folder: Path) -> None:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on now, nor soon by chance: nobody is given one of `PORTS` without asking for it.
+    """A TCP port that nobody listens on now, nor soon by chance: by Linux's defaults nobody is given one of `PORTS`
+    without asking for it.
 
     Raises:
         OSError: none of a hundred is free.

@@ -22,7 +22,7 @@ from deployments.config import MODES, GrpcSettings, ServeConfig, overridden
 from deployments.document import Application, Document, check_with_serve, document, http_options, read
 from deployments.errors import StartFailed
 from deployments.keys import Keys
-from deployments.proxies import PROXIES, Proxy, choose, prepare
+from deployments.proxies import PROXIES, READY, Proxy, choose, prepare
 from deployments.settings import checked
 from deployments.signals import interrupt_on_signals, on_hangup, until_interrupted
 from guard.errors import BadInput, BadSetting
@@ -75,7 +75,7 @@ def running(served: Document, *, proxy: Proxy = "auto") -> Iterator[Server]:
     """Serve ``served`` on a Ray of its own while the block runs.
 
     Raises:
-        BadArtifact: an artifact cannot be loaded. BadSetting: a port is taken. Both before Ray starts.
+        BadArtifact: an artifact cannot be loaded; before Ray starts. BadSetting: a port is taken.
         StartFailed: Ray Serve could not bring the replicas up.
     """
     proxy = choose(proxy, https=served.http_options.ssl_certfile is not None)
@@ -146,7 +146,7 @@ def _check_room(config: ServeConfig) -> None:
 
 def _start_serve(served: Document) -> None:
     from ray import serve as ray_serve
-    from ray.exceptions import RayError
+    from ray.exceptions import ActorDiedError, RayError
 
     from deployments import app
 
@@ -157,9 +157,14 @@ def _start_serve(served: Document) -> None:
             http_options=served.http_options.model_dump(),
             logging_config=app.QUIET,
         )
+    except ActorDiedError as error:
+        raise StartFailed(
+            f"Ray Serve could not start: its proxy died, or was not ready within {os.environ[READY]} s, which {READY} "
+            "in the environment makes longer"
+        ) from error
     except (RuntimeError, RayError, TimeoutError) as error:
-        if "bind" in str(error):
-            _check_port(served.http_options.host, served.http_options.port, "--port")  # since the first look
+        if re.search(rf"\bbind\b.*:{served.http_options.port}\b", str(error)):  # taken since the first look
+            _check_port(served.http_options.host, served.http_options.port, "--port")
         raise StartFailed(f"Ray Serve could not start: {_reason([str(error)])}") from error
     _deploy(served)
 
@@ -199,8 +204,10 @@ def _deploy(served: Document) -> None:
 
 
 def _reason(messages: list[str]) -> str:
-    """The last error that a report of Serve's, with its nested traces, tells of."""
+    """What HAProxy says first, or the last error that a report of Serve's, with its nested traces, tells of."""
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    if alerts := [line for line in lines if line.startswith("[ALERT]")]:
+        return alerts[0]
     errors = [line for line in lines if re.match(r"([a-z_]\w*\.)*[A-Z]\w+: (?!Traceback)", line)]
     return (errors or lines or ["its log has the reason"])[-1]
 

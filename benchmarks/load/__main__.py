@@ -84,6 +84,8 @@ def measure(run: Run, kind: str, loads: list[float], seconds: float, rounds: int
                     users, rate = (int(load), 0.0) if kind == "closed" else (OPEN_USERS, load)
                     found = run(infer(system), users=users, seconds=seconds, rate=rate)
                     found["cpu"] = cpu_seconds(replica) - before
+                    if replicas(system) != [replica]:
+                        raise RuntimeError(f"the replica of {system} ended during a measurement")
                     samples.setdefault((load, system), []).append(found)
                     bar.update(1)
     rows = []

@@ -22,6 +22,7 @@ from deployments.watch.nodes import entries
 
 BODY = json.dumps({"instances": image(1.0, 0.2, 0.1).tolist()}).encode()  # flagged
 ROUTE = "/v1/models/hand:predict"
+VERDICTS = ("clean", "flagged")
 
 
 def configuration(folder: Path, **model: Any) -> Path:
@@ -73,18 +74,15 @@ def counting(host: Host) -> bool:
 
 def counted(hosts: Hosts) -> float:
     """Requests, as the head's /metrics tells."""
-    return sum(
-        sample.value
-        for sample in told(hosts, "guard_requests_total")
-        if sample.labels["verdict"] in ("clean", "flagged")
-    )
+    return sum(sample.value for sample in told(hosts, "guard_requests_total") if sample.labels["verdict"] in VERDICTS)
 
 
 def counted_elsewhere(hosts: Hosts) -> float:
     """Those of them that other machines have told the head of."""
     copies = (hosts.hosts[0].folder / "metrics" / "nodes").glob("*/counter_*.db")
     found = [(json.loads(key), value) for copy in copies for key, value, _ in entries(copy)]
-    return sum(value for key, value in found if key[1] == "guard_requests_total")
+    requests = [(key[2], value) for key, value in found if key[1] == "guard_requests_total"]
+    return sum(value for labels, value in requests if labels["verdict"] in VERDICTS)
 
 
 def evidence(hosts: Hosts) -> float:

@@ -1,21 +1,33 @@
-"""Free ports."""
+"""The ports of proxies."""
 
 from __future__ import annotations
 
+import os
 import socket
+from pathlib import Path
 
 import pytest
 
 from deployments import proxies
 from deployments.proxies import free_port
 
+OWN = [
+    *("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"),
+    *("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT"),
+]
 
-def test_a_free_port_is_one_that_nobody_is_given_by_chance() -> None:
-    """Not by the system, to a program that asks for any."""
-    assert free_port() in proxies.PORTS
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        assert other.getsockname()[1] not in proxies.PORTS
+
+def test_two_servers_share_no_port_of_their_proxies(tmp_path: Path) -> None:
+    """Nor do those of one server clash: all ports are its own."""
+    ports: list[str] = []
+    for name in ("one", "other"):
+        environment: dict[str, str] = {}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "environ", environment)
+            proxies.prepare("haproxy", tmp_path / name)
+        ports += [environment[variable] for variable in OWN]
+    assert len(set(ports)) == 2 * len(OWN)
+    assert {int(port) for port in ports} <= set(proxies.PORTS)
 
 
 def test_a_port_that_is_listened_on_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:

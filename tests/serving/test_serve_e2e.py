@@ -240,10 +240,11 @@ def test_a_taken_port_is_one_sentence(artifact: Path) -> None:
     assert len(errors.splitlines()) == 1
 
 
-def test_a_port_that_is_taken_meanwhile_is_one_sentence(artifact: Path, environment: None) -> None:
-    """By another process, in the seconds in which Ray starts: the last line says so, not a trace."""
+@pytest.mark.parametrize("proxy", ["haproxy", "serve"])
+def test_a_port_that_is_taken_meanwhile_is_the_last_line(artifact: Path, environment: None, proxy: str) -> None:
+    """By another process, in the seconds in which Ray starts."""
     port = free_port()
-    process = start(str(artifact), "--port", str(port))
+    process = start(str(artifact), "--port", str(port), "--proxy", proxy)
     try:
         wait_for(lambda: any("gcs_server" in title(pid) for pid in descendants(process.pid)), 60)
         with socket.socket() as taken:
